@@ -1,0 +1,77 @@
+"""Reference of BatchNorm's vector work: statistics to affine, and the backward's reductions and formula.
+
+The mathematics is that of :func:`torch.nn.functional.batch_norm` (Ioffe and Szegedy 2015).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..types import Affine, BatchNormGrad, BatchNormParamGrad, BatchNormStats, Norm
+from .activations import activation_grad
+from .common import apply_affine, normalize, per_sample, upcast
+
+
+def batch_norm_finalize(stats: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> BatchNormStats:
+    """Merge partial statistics [P, 3, C] = (count, mean, M2) and derive the affine of a training BatchNorm.
+
+    Chan's merge, in a fixed order: ``mean = sum n_i mean_i / n``, ``M2 = sum M2_i + n_i (mean_i - mean)^2``.
+    ``weight`` and ``bias`` ([C], accumulation dtype) may be ``None`` as in ``BatchNorm2d(affine=False)``.
+    """
+    count, means, m2 = stats.unbind(1)
+    total = count.sum(0).clamp_min(1)
+    mean = (count * means).sum(0) / total
+    var = (m2.sum(0) + (count * (means - mean).square()).sum(0)) / total
+    return batch_norm_fold(weight, bias, mean, var, eps)
+
+
+def batch_norm_fold(
+    weight: Tensor | None, bias: Tensor | None, mean: Tensor, var: Tensor, eps: float
+) -> BatchNormStats:
+    """The affine of a BatchNorm with known statistics: ``scale = weight * invstd``, ``shift = bias - mean * scale``.
+
+    All vectors are [C] in the accumulation dtype; ``weight`` and ``bias`` may be ``None``.
+    """
+    invstd = torch.rsqrt(var + eps)
+    scale = invstd if weight is None else weight * invstd
+    shift = -mean * scale if bias is None else bias - mean * scale
+    return BatchNormStats(torch.stack([mean, var, invstd, scale, shift]))
+
+
+def batch_norm_reduce(
+    dy: Tensor,
+    z: Tensor,
+    norm: Norm,
+    *,
+    row_scale: Tensor | None = None,
+    affine: Affine | None = None,
+    act: str = "none",
+) -> Tensor:
+    """Sums the backward of a BatchNorm needs: [P, 2, C] partials of ``g`` and ``g * z_hat`` over N, H and W.
+
+    ``g = row_scale * dy * act'(affine(z))``; ``row_scale`` is [N].
+    """
+    g = upcast(dy)
+    if row_scale is not None:
+        g = g * per_sample(row_scale)
+    if act != "none":
+        g = g * activation_grad(apply_affine(z, affine), act)
+    return torch.stack([g.sum(dim=(0, 2, 3)), (g * normalize(z, norm)).sum(dim=(0, 2, 3))])[None]
+
+
+def batch_norm_backward_finalize(
+    sums: Tensor, count: int, stats: BatchNormStats, training: bool
+) -> BatchNormParamGrad:
+    """From the sums [P, 2, C] to the parameter gradients and the formula of the input's gradient.
+
+    ``count`` is N*H*W. With ``training`` false (frozen statistics) the input's gradient is ``a * g`` alone.
+    """
+    dbias, dweight = sums.sum(0).unbind(0)
+    norm, a = stats.norm, stats.affine.scale
+    if training and count > 0:
+        b = -a * norm.invstd * dweight / count
+        c = -a * dbias / count
+    else:
+        b = c = torch.zeros_like(a)
+    return BatchNormParamGrad(dweight, dbias, BatchNormGrad(a, b, c, norm.mean))

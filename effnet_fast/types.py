@@ -1,0 +1,108 @@
+"""The small structures that kernels of every backend take and return.
+
+Symbols are those of docs/design.md: a *raw* tensor is a convolution's output before its BatchNorm,
+an *affine* is the per-channel ``(scale, shift)`` a BatchNorm becomes once its statistics are known.
+All vectors are fp32 (fp64 when the tensors are fp64) and contiguous.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+#: Four-sided zero padding, in the order of :func:`torch.nn.functional.pad`.
+Padding = tuple[int, int, int, int]  # left, right, top, bottom
+
+
+class Affine(NamedTuple):
+    """``n = scale * z + shift`` per channel."""
+
+    scale: Tensor  # [C]
+    shift: Tensor  # [C]
+
+
+class Norm(NamedTuple):
+    """``z_hat = (z - mean) * invstd`` per channel."""
+
+    mean: Tensor  # [C]
+    invstd: Tensor  # [C]
+
+
+class BatchNormGrad(NamedTuple):
+    """BatchNorm's backward as one formula per channel: ``dz = a * g + b * (z - mean) + c``.
+
+    ``g`` is the gradient of the BatchNorm's output. ``b`` and ``c`` are zero where the statistics are
+    frozen. Centring ``z`` keeps the formula accurate when ``|mean|`` is much larger than the deviation.
+    """
+
+    a: Tensor  # [C]
+    b: Tensor  # [C]
+    c: Tensor  # [C]
+    mean: Tensor  # [C]
+
+
+class ConvOut(NamedTuple):
+    """What a convolution primitive returns; a part not asked for is ``None``."""
+
+    y: Tensor  # [N, C, H, W], channels_last
+    pooled: Tensor | None  # [N, C], mean over H and W
+    stats: Tensor | None  # [P, 3, C], partial (count, mean, M2); see batch_norm_finalize
+
+
+class ConvGrad(NamedTuple):
+    """What a convolution primitive's backward returns; a part not asked for is ``None``."""
+
+    dx: Tensor | None  # [N, C, H, W], channels_last
+    dweight: Tensor | None  # shape of the weight, accumulation dtype
+    sums: Tensor | None  # reductions for the operations before the convolution; see each op
+
+
+class BatchNormStats(NamedTuple):
+    """Statistics of one BatchNorm and what follows from them, as the rows of one tensor.
+
+    One tensor because autograd saves it, the native kernels fill it in one launch, and the running
+    statistics are updated from its first two rows.
+    """
+
+    vectors: Tensor  # [5, C]: mean, biased variance, invstd, scale, shift
+
+    @property
+    def mean(self) -> Tensor:
+        return self.vectors[0]
+
+    @property
+    def var(self) -> Tensor:
+        return self.vectors[1]
+
+    @property
+    def norm(self) -> Norm:
+        return Norm(self.vectors[0], self.vectors[2])
+
+    @property
+    def affine(self) -> Affine:
+        return Affine(self.vectors[3], self.vectors[4])
+
+
+class BatchNormParamGrad(NamedTuple):
+    """Gradients of a BatchNorm's parameters and the formula for its input's gradient."""
+
+    dweight: Tensor  # [C]
+    dbias: Tensor  # [C]
+    grad: BatchNormGrad
+
+
+class SqueezeExciteGrad(NamedTuple):
+    """Gradients of ``squeeze_excite``, all in the accumulation dtype."""
+
+    dpooled: Tensor  # [N, C]
+    dw1: Tensor  # [R, C]
+    db1: Tensor | None  # [R]
+    dw2: Tensor  # [C, R]
+    db2: Tensor | None  # [C]
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype sums and statistics are kept in: fp64 for fp64 tensors, else fp32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
