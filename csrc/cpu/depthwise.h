@@ -1,0 +1,38 @@
+// How a depthwise convolution is cut into tasks, and the entry points of the kernel, one per instruction set.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "../common/params.h"
+#include "isa.h"
+
+namespace effnet::cpu {
+
+// A task is one band of output rows of one chunk of channels of one image. The cut depends on the shape alone, never on
+// the number of threads or images: pooled sums are merged in the same order whoever computed them.
+struct DepthwisePlan {
+  int64_t chunk;      // channels of a task, a multiple of every vector width
+  int64_t chunks;     // tasks along C
+  int64_t band_rows;  // output rows of a task
+  int64_t bands;      // tasks along Ho
+
+  // Columns of one padded input row in the scratch memory.
+  int64_t ring_columns;
+  // Floats of scratch memory a thread needs.
+  int64_t scratch_floats;
+  // Sums of y per [image, band, channel] go here when there are several bands and pooling was asked for.
+  float* partial_sums;
+
+  int64_t tasks(const DepthwiseParams& p) const { return p.batch * bands * chunks; }
+};
+
+DepthwisePlan plan_depthwise(const DepthwiseParams& p);
+
+// Runs tasks [begin, end). `scratch` is plan.scratch_floats floats, 64-byte aligned, of the calling thread alone.
+using DepthwiseTasks = void(const DepthwiseParams& p, const DepthwisePlan& plan, int64_t begin, int64_t end,
+                            float* scratch);
+
+EFFNET_DECLARE_PER_ISA(DepthwiseTasks, depthwise_tasks)
+
+}  // namespace effnet::cpu

@@ -1,0 +1,183 @@
+// One register of floats. The same source serves every instruction set: GCC and Clang vector extensions, as wide as the
+// flags of this translation unit allow (64 bytes AVX-512, 32 AVX2, 16 SSE2 and NEON).
+//
+// Files that include this header are compiled several times, so everything here lives in a namespace named after the
+// instruction set (EFFNET_ISA): the linker must never merge an AVX-512 copy of an inline function with a baseline one.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
+#include "../common/activation.h"
+
+#ifndef EFFNET_ISA
+#error "EFFNET_ISA must name the instruction set: baseline, avx2 or avx512"
+#endif
+
+namespace effnet::cpu::EFFNET_ISA {
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+#elif defined(__AVX2__)
+constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;
+#endif
+constexpr int kLanes = kVectorBytes / 4;
+
+using Float = float __attribute__((vector_size(kVectorBytes)));
+using Int = int32_t __attribute__((vector_size(kVectorBytes)));
+using Uint = uint32_t __attribute__((vector_size(kVectorBytes)));
+using Half = uint16_t __attribute__((vector_size(kVectorBytes / 2)));
+
+// bfloat16 as it lies in memory.
+struct BFloat16 {
+  uint16_t bits;
+};
+
+struct Vec {
+  Float v;
+
+  Vec() = default;
+  Vec(Float value) : v(value) {}
+  // `scalar - zero` is the one broadcast both compilers fold away: scalar + zero would have to turn -0 into +0.
+  explicit Vec(float scalar) : v(scalar - Float{}) {}
+};
+
+inline Vec operator+(Vec a, Vec b) { return a.v + b.v; }
+inline Vec operator-(Vec a, Vec b) { return a.v - b.v; }
+inline Vec operator*(Vec a, Vec b) { return a.v * b.v; }
+inline Vec operator/(Vec a, Vec b) { return a.v / b.v; }
+inline Vec operator-(Vec a) { return -a.v; }
+// One expression, so that both compilers contract it where the instruction set has a fused multiply-add.
+inline Vec multiply_add(Vec a, Vec b, Vec c) { return a.v * b.v + c.v; }
+
+inline Vec maximum(Vec bound, Vec x) { return bound.v > x.v ? bound.v : x.v; }
+inline Vec minimum(Vec bound, Vec x) { return bound.v < x.v ? bound.v : x.v; }
+
+// exp(x) to 2 ulp. x = n ln2 + r with |r| <= ln2/2, exp(r) by the degree-6 minimax polynomial below, times 2^n through
+// the exponent bits. Above 88.38 the result is inf, below -87.3 it stops at 1.2e-38; NaN stays NaN (see maximum).
+inline Vec exponential(Vec x) {
+  x = minimum(Vec(89.0f), maximum(Vec(-87.33f), x));
+  // Adding 1.5 * 2^23 leaves round(x / ln2) in the low bits of the sum.
+  const Vec magic(12582912.0f);
+  const Vec shifted = multiply_add(x, Vec(1.44269504088896341f), magic);
+  const Vec n = shifted - magic;
+  // ln2 in two parts, the first short enough for n times it to be exact without a fused multiply-add.
+  Vec r = multiply_add(n, Vec(-0.693359375f), x);
+  r = multiply_add(n, Vec(2.12194440e-4f), r);
+  Vec p = Vec(1.9875691500e-4f);
+  p = multiply_add(p, r, Vec(1.3981999507e-3f));
+  p = multiply_add(p, r, Vec(8.3334519073e-3f));
+  p = multiply_add(p, r, Vec(4.1665795894e-2f));
+  p = multiply_add(p, r, Vec(1.6666665459e-1f));
+  p = multiply_add(p, r, Vec(5.0000001201e-1f));
+  p = multiply_add(p, r * r, r) + Vec(1.0f);
+  const Uint power = ((Uint)shifted.v + 127u) << 23;
+  return p * Vec((Float)power);
+}
+
+inline float as_float(float x) { return x; }
+inline float as_float(BFloat16 x) {
+  const uint32_t bits = static_cast<uint32_t>(x.bits) << 16;
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+inline Vec load(const float* from) {
+  Float value;
+  std::memcpy(&value, from, sizeof value);
+  return value;
+}
+
+inline Vec load(const BFloat16* from) {
+  Half bits;
+  std::memcpy(&bits, from, sizeof bits);
+  return (Float)(__builtin_convertvector(bits, Uint) << 16);
+}
+
+inline void store(float* to, Vec x) { std::memcpy(to, &x.v, sizeof x.v); }
+
+// Round to nearest, ties to even; NaN stays NaN (the addition could carry its payload into infinity).
+inline void store(BFloat16* to, Vec x) {
+  const Uint bits = (Uint)x.v;
+  const Uint rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  const Uint quiet_nan = (bits >> 16) | 0x40u;
+  const Half half = __builtin_convertvector(x.v == x.v ? rounded : quiet_nan, Half);
+  std::memcpy(to, &half, sizeof half);
+}
+
+// The first `count` lanes (0 < count < kLanes); the others load as zero.
+#if defined(__AVX512BW__) && defined(__AVX512VL__)
+inline Vec load_partial(const float* from, int count) {
+  return (Float)_mm512_maskz_loadu_ps((__mmask16)((1u << count) - 1), from);
+}
+inline Vec load_partial(const BFloat16* from, int count) {
+  const Half bits = (Half)_mm256_maskz_loadu_epi16((__mmask16)((1u << count) - 1), from);
+  return (Float)(__builtin_convertvector(bits, Uint) << 16);
+}
+inline void store_partial(float* to, Vec x, int count) {
+  _mm512_mask_storeu_ps(to, (__mmask16)((1u << count) - 1), (__m512)x.v);
+}
+#else
+template <class T>
+inline Vec load_partial(const T* from, int count) {
+  T lanes[kLanes] = {};
+  for (int i = 0; i < count; ++i) lanes[i] = from[i];
+  return load(lanes);
+}
+inline void store_partial(float* to, Vec x, int count) {
+  for (int i = 0; i < count; ++i) to[i] = x.v[i];
+}
+#endif
+inline void store_partial(BFloat16* to, Vec x, int count) {
+  BFloat16 lanes[kLanes];
+  store(lanes, x);
+  std::memcpy(to, lanes, count * sizeof(BFloat16));
+}
+
+template <class T>
+inline Vec load_lanes(const T* from, int count) {
+  return count == kLanes ? load(from) : load_partial(from, count);
+}
+template <class T>
+inline void store_lanes(T* to, Vec x, int count) {
+  if (count == kLanes) {
+    store(to, x);
+  } else {
+    store_partial(to, x, count);
+  }
+}
+
+template <Activation kAct>
+struct KnownActivation {
+  static constexpr Activation value = kAct;
+};
+
+// Calls f with the activation as a compile-time constant.
+template <class F>
+inline auto with_activation(Activation act, F f) {
+  switch (act) {
+    case Activation::kSilu: return f(KnownActivation<Activation::kSilu>());
+    case Activation::kRelu: return f(KnownActivation<Activation::kRelu>());
+    case Activation::kRelu6: return f(KnownActivation<Activation::kRelu6>());
+    case Activation::kHardswish: return f(KnownActivation<Activation::kHardswish>());
+    case Activation::kSigmoid: return f(KnownActivation<Activation::kSigmoid>());
+    case Activation::kHardsigmoid: return f(KnownActivation<Activation::kHardsigmoid>());
+    case Activation::kNone: break;
+  }
+  return f(KnownActivation<Activation::kNone>());
+}
+
+inline float sum_lanes(Vec x) {
+  float total = 0.0f;
+  for (int i = 0; i < kLanes; ++i) total += x.v[i];
+  return total;
+}
+
+}  // namespace effnet::cpu::EFFNET_ISA
