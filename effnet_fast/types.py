@@ -88,8 +88,7 @@ class BatchNormStats(NamedTuple):
 class BatchNormParamGrad(NamedTuple):
     """Gradients of a BatchNorm's parameters and the formula for its input's gradient."""
 
-    dweight: Tensor  # [C]
-    dbias: Tensor  # [C]
+    params: Tensor  # [2, C]: gradient of the bias (sum g), gradient of the weight (sum g * z_hat)
     grad: BatchNormGrad
 
 

@@ -6,7 +6,19 @@ it. All of them work under autograd, ``torch.compile(fullgraph=True)`` and ``tor
 
 from .batch_norm import batch_norm_finalize
 from .depthwise import depthwise
+from .mbconv import MBConvOut, mbconv
+from .mbconv_kernels import BatchNorm, Settings, Weights
 from .pointwise import pointwise
 from .squeeze_excite import squeeze_excite
 
-__all__ = ["batch_norm_finalize", "depthwise", "pointwise", "squeeze_excite"]
+__all__ = [
+    "BatchNorm",
+    "MBConvOut",
+    "Settings",
+    "Weights",
+    "batch_norm_finalize",
+    "depthwise",
+    "mbconv",
+    "pointwise",
+    "squeeze_excite",
+]

@@ -67,11 +67,12 @@ def batch_norm_backward_finalize(
 
     ``count`` is N*H*W. With ``training`` false (frozen statistics) the input's gradient is ``a * g`` alone.
     """
-    dbias, dweight = sums.sum(0).unbind(0)
+    params = sums.sum(0)
+    dbias, dweight = params.unbind(0)
     norm, a = stats.norm, stats.affine.scale
     if training and count > 0:
         b = -a * norm.invstd * dweight / count
         c = -a * dbias / count
     else:
         b = c = torch.zeros_like(a)
-    return BatchNormParamGrad(dweight, dbias, BatchNormGrad(a, b, c, norm.mean))
+    return BatchNormParamGrad(params, BatchNormGrad(a, b, c, norm.mean))

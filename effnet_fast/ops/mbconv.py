@@ -1,0 +1,362 @@
+"""The whole MBConv block as one autograd op.
+
+Inference is one op; training is another that keeps ``x, e, d, p`` and a few vectors and recomputes the rest in
+its backward. The schemas are flat lists of tensors because that is what the dispatcher speaks; :class:`Weights`
+and :class:`Settings` are the form the rest of the package uses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..types import BatchNormStats, accumulation_dtype
+from . import checks
+from .mbconv_kernels import BatchNorm, Needs, Saved, Settings, Weights, inference, training_backward, training_forward
+
+# Flat order of the tensors: three convolutions, each [weight, bn.weight, bn.bias, bn.mean, bn.var], then
+# squeeze-and-excite [w1, b1, w2, b2].
+_CONVS = ("expand", "depthwise", "project")
+
+
+class MBConvOut(NamedTuple):
+    """``y`` and, after a training forward, the statistics each BatchNorm used ([5, C], see BatchNormStats)."""
+
+    y: Tensor
+    expand_stats: Tensor | None
+    depthwise_stats: Tensor | None
+    project_stats: Tensor | None
+
+
+def mbconv(
+    x: Tensor, weights: Weights, settings: Settings, row_scale: Tensor | None = None, *, inference: bool | None = None
+) -> MBConvOut:
+    """The MBConv block of MnasNet and EfficientNet (Tan and Le 2019), forward and backward fused.
+
+    ``y = BN(project(gate * act(BN(depthwise(act(BN(expand(x)))))))) * row_scale + x``.
+
+    Args:
+        x: [N, Cin, H, W]; float32, float16, bfloat16 (or float64 on the reference backend). Computed in
+            channels_last memory; other layouts are copied first.
+        weights: see :class:`Weights`; convolution weights in the dtype of ``x``, vectors in float32 (float64).
+        settings: see :class:`Settings`.
+        row_scale: [N], stochastic depth's per-sample factor; no gradient flows to it.
+        inference: run the inference kernels, which keep nothing for a backward. By default, when no gradient is
+            needed and no BatchNorm is in training mode.
+
+    Returns:
+        ``y`` [N, Cout, Ho, Wo] in x's dtype, channels_last; and the statistics used. Updating running statistics
+        is the caller's: an op that mutates cannot be differentiated.
+
+    Raises:
+        EffnetFastError: an argument of the wrong kind, shape, dtype or device.
+        BackendError: no backend can run it.
+    """
+    _check(x, weights, settings, row_scale)
+    flat = _flatten(weights)
+    norms = (weights.expand_bn, weights.depthwise_bn, weights.project_bn)
+    eps = [0.0 if bn is None else bn.eps for bn in norms]
+    training = [bn is not None and bn.training for bn in norms]
+    if inference is None:
+        grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, *flat))
+        inference = not grad and not any(training)
+    scalars = (settings.stride, settings.padding, ",".join(settings[2:6]), settings.residual)
+    if inference:
+        return MBConvOut(_inference(x, *flat, row_scale, eps, *scalars), None, None, None)
+    out = _training(x, *flat, row_scale, eps, training, *scalars)
+    return MBConvOut(out[0], None if weights.expand is None else out[6], out[7], out[8])
+
+
+def _check(x: Tensor, weights: Weights, settings: Settings, row_scale: Tensor | None) -> None:
+    op = "ops.mbconv"
+    checks.check_image(op, "x", x)
+    depthwise = weights.depthwise
+    kernel = depthwise.shape[-1] if isinstance(depthwise, Tensor) and depthwise.dim() == 4 else 0
+    if kernel not in (3, 5, 7):
+        raise checks.fail(op, "weights.depthwise", "[C, 1, k, k] with k in 3, 5, 7", checks.describe(depthwise))
+    channels, cin = depthwise.shape[0], x.shape[1]
+    if weights.expand is not None:
+        checks.check_tensor(op, "weights.expand", weights.expand, (channels, cin), x)
+    checks.check_tensor(op, "weights.depthwise", depthwise, (channels, 1, kernel, kernel), x)
+    if weights.expand is None and channels != cin:
+        raise checks.fail(op, "x", f"[N, {channels}, H, W]", checks.describe(x))
+    if not isinstance(weights.project, Tensor) or weights.project.dim() != 2:
+        raise checks.fail(op, "weights.project", f"[Cout, {channels}]", checks.describe(weights.project))
+    out_channels = weights.project.shape[0]
+    checks.check_tensor(op, "weights.project", weights.project, (out_channels, channels), x)
+    for name, size in zip(_CONVS, (channels, channels, out_channels), strict=True):
+        bn = getattr(weights, f"{name}_bn")
+        for part in ("weight", "bias", "mean", "var"):
+            t = None if bn is None else getattr(bn, part)
+            if t is not None:
+                checks.check_tensor(op, f"weights.{name}_bn.{part}", t, (size,), x, dtype=False)
+    if weights.w1 is not None:
+        squeezed = weights.w1.shape[0]
+        shapes = {"w1": (squeezed, channels), "b1": (squeezed,), "w2": (channels, squeezed), "b2": (channels,)}
+        for part, shape in shapes.items():
+            t = getattr(weights, part)
+            if t is not None or part == "w2":
+                checks.check_tensor(op, f"weights.{part}", t, shape, x, dtype=False)
+    if row_scale is not None:
+        checks.check_tensor(op, "row_scale", row_scale, (x.shape[0],), x, dtype=False)
+    if settings.stride not in (1, 2):
+        raise checks.fail(op, "settings.stride", "1 or 2", settings.stride)
+    for argument in ("expand_act", "depthwise_act", "se_act"):
+        checks.check_activation(op, f"settings.{argument}", getattr(settings, argument))
+    checks.check_activation(op, "settings.gate_act", settings.gate_act, checks.GATES)
+    checks.check_padding(op, settings.padding)
+    size = checks.output_size(op, x, kernel, settings.stride, settings.padding)
+    if settings.residual and (out_channels, *size) != tuple(x.shape[1:]):
+        raise checks.fail(op, "settings.residual", "False where the block changes the shape", True)
+
+
+def _flatten(weights: Weights) -> list[Tensor | None]:
+    flat: list[Tensor | None] = []
+    for name in _CONVS:
+        bn = getattr(weights, f"{name}_bn")
+        flat += [getattr(weights, name), *((None,) * 4 if bn is None else bn[:4])]
+    return [*flat, weights.w1, weights.b1, weights.w2, weights.b2]
+
+
+def _unflatten(flat: Sequence[Tensor | None], eps: Sequence[float], training: Sequence[bool]) -> Weights:
+    parts: list[object] = []
+    for i in range(3):
+        conv, *vectors = flat[5 * i : 5 * i + 5]
+        conv = None if conv is None else conv.contiguous()
+        parts += [conv, None if conv is None else BatchNorm(*vectors, eps[i], training[i])]
+    return Weights(*parts, *flat[15:19])  # type: ignore[arg-type]
+
+
+def _settings(stride: int, padding: Sequence[int], acts: str, residual: bool) -> Settings:
+    return Settings(stride, tuple(padding), *acts.split(","), residual)  # type: ignore[arg-type]
+
+
+@torch.library.custom_op("effnet_fast::mbconv_inference", mutates_args=())
+def _inference(
+    x: Tensor,
+    expand: Tensor | None,
+    expand_weight: Tensor | None,
+    expand_bias: Tensor | None,
+    expand_mean: Tensor | None,
+    expand_var: Tensor | None,
+    depthwise: Tensor,
+    depthwise_weight: Tensor | None,
+    depthwise_bias: Tensor | None,
+    depthwise_mean: Tensor | None,
+    depthwise_var: Tensor | None,
+    project: Tensor,
+    project_weight: Tensor | None,
+    project_bias: Tensor | None,
+    project_mean: Tensor | None,
+    project_var: Tensor | None,
+    w1: Tensor | None,
+    b1: Tensor | None,
+    w2: Tensor | None,
+    b2: Tensor | None,
+    row_scale: Tensor | None,
+    eps: Sequence[float],
+    stride: int,
+    padding: Sequence[int],
+    acts: str,
+    residual: bool,
+) -> Tensor:
+    flat = (
+        *(expand, expand_weight, expand_bias, expand_mean, expand_var),
+        *(depthwise, depthwise_weight, depthwise_bias, depthwise_mean, depthwise_var),
+        *(project, project_weight, project_bias, project_mean, project_var),
+        *(w1, b1, w2, b2),
+    )
+    weights = _unflatten(flat, eps, (False, False, False))
+    return inference(checks.channels_last(x), weights, _settings(stride, padding, acts, residual), row_scale)
+
+
+def _image(x: Tensor, channels: int, height: int, width: int) -> Tensor:
+    shape = (x.shape[0], channels, height, width)
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+
+
+@_inference.register_fake
+def _(x, *args):  # type: ignore[no-untyped-def]
+    depthwise, project, (stride, padding) = args[5], args[10], args[21:23]
+    size = checks.output_size("ops.mbconv", x, depthwise.shape[-1], stride, tuple(padding))
+    return _image(x, project.shape[0], *size)
+
+
+@torch.library.custom_op("effnet_fast::mbconv_training", mutates_args=())
+def _training(
+    x: Tensor,
+    expand: Tensor | None,
+    expand_weight: Tensor | None,
+    expand_bias: Tensor | None,
+    expand_mean: Tensor | None,
+    expand_var: Tensor | None,
+    depthwise: Tensor,
+    depthwise_weight: Tensor | None,
+    depthwise_bias: Tensor | None,
+    depthwise_mean: Tensor | None,
+    depthwise_var: Tensor | None,
+    project: Tensor,
+    project_weight: Tensor | None,
+    project_bias: Tensor | None,
+    project_mean: Tensor | None,
+    project_var: Tensor | None,
+    w1: Tensor | None,
+    b1: Tensor | None,
+    w2: Tensor | None,
+    b2: Tensor | None,
+    row_scale: Tensor | None,
+    eps: Sequence[float],
+    training: Sequence[bool],
+    stride: int,
+    padding: Sequence[int],
+    acts: str,
+    residual: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    flat = (
+        *(expand, expand_weight, expand_bias, expand_mean, expand_var),
+        *(depthwise, depthwise_weight, depthwise_bias, depthwise_mean, depthwise_var),
+        *(project, project_weight, project_bias, project_mean, project_var),
+        *(w1, b1, w2, b2),
+    )
+    weights = _unflatten(flat, eps, training)
+    settings = _settings(stride, padding, acts, residual)
+    y, saved = training_forward(checks.channels_last(x), weights, settings, row_scale)
+
+    def present(t: Tensor | None, dtype: torch.dtype) -> Tensor:
+        return x.new_empty(0, dtype=dtype) if t is None else t
+
+    wide = accumulation_dtype(x.dtype)
+    stats = [None if s is None else s.vectors for s in saved[5:]]
+    return (
+        *(y, present(saved.e, x.dtype), saved.d, saved.p),
+        *(present(saved.pooled, wide), present(saved.gate, wide)),
+        *(present(stats[0], wide), present(stats[1], wide), present(stats[2], wide)),
+    )
+
+
+@_training.register_fake
+def _(x, *args):  # type: ignore[no-untyped-def]
+    expand, depthwise, project, w1 = args[0], args[5], args[10], args[15]
+    stride, padding = args[22:24]
+    channels, out_channels = depthwise.shape[0], project.shape[0]
+    size = checks.output_size("ops.mbconv", x, depthwise.shape[-1], stride, tuple(padding))
+    wide = accumulation_dtype(x.dtype)
+    pooled_shape = 0 if w1 is None else (x.shape[0], channels)
+    return (
+        _image(x, out_channels, *size),
+        x.new_empty(0) if expand is None else _image(x, channels, *x.shape[2:]),
+        _image(x, channels, *size),
+        _image(x, out_channels, *size),
+        x.new_empty(pooled_shape, dtype=wide),
+        x.new_empty(pooled_shape, dtype=wide),
+        x.new_empty(0 if expand is None else (5, channels), dtype=wide),
+        x.new_empty((5, channels), dtype=wide),
+        x.new_empty((5, out_channels), dtype=wide),
+    )
+
+
+@torch.library.custom_op("effnet_fast::mbconv_backward", mutates_args=())
+def _training_backward(
+    dy: Tensor,
+    x: Tensor,
+    e: Tensor,
+    d: Tensor,
+    p: Tensor,
+    pooled: Tensor,
+    gate: Tensor,
+    expand_stats: Tensor,
+    depthwise_stats: Tensor,
+    project_stats: Tensor,
+    expand: Tensor | None,
+    depthwise: Tensor,
+    project: Tensor,
+    w1: Tensor | None,
+    b1: Tensor | None,
+    w2: Tensor | None,
+    b2: Tensor | None,
+    row_scale: Tensor | None,
+    training: Sequence[bool],
+    needs: Sequence[bool],
+    stride: int,
+    padding: Sequence[int],
+    acts: str,
+    residual: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    nothing = (None,) * 4
+    flat = (expand, *nothing, depthwise, *nothing, project, *nothing, w1, b1, w2, b2)
+    weights = _unflatten(flat, (0.0,) * 3, training)
+    saved = Saved(
+        None if expand is None else e,
+        *(d, p),
+        *((None, None) if w1 is None else (pooled, gate)),
+        None if expand is None else BatchNormStats(expand_stats),
+        *(BatchNormStats(depthwise_stats), BatchNormStats(project_stats)),
+    )
+    settings = _settings(stride, padding, acts, residual)
+    grads = training_backward(
+        checks.channels_last(dy), checks.channels_last(x), saved, weights, settings, row_scale, Needs(*needs)
+    )
+    wide = accumulation_dtype(x.dtype)
+    dx = x.new_empty(0) if grads.dx is None else grads.dx
+    return (dx, *(x.new_empty(0, dtype=wide) if t is None else t for t in grads[1:]))  # type: ignore[return-value]
+
+
+@_training_backward.register_fake
+def _(dy, x, e, d, p, pooled, gate, s1, s2, s3, expand, depthwise, project, w1, b1, w2, b2, row_scale, training, needs, *_):  # type: ignore[no-untyped-def]
+    wide = accumulation_dtype(x.dtype)
+    c, cout = depthwise.shape[0], project.shape[0]
+
+    def vector(shape, present=True):  # type: ignore[no-untyped-def]
+        return x.new_empty(shape if present else 0, dtype=wide)
+
+    expands, squeezes = expand is not None, w1 is not None
+    return (
+        _image(x, *x.shape[1:]) if needs[0] else x.new_empty(0),
+        vector(expand.shape if expands else 0, needs[1]),
+        vector((2, c), expands),
+        *(vector(depthwise.shape, needs[2]), vector((2, c))),
+        *(vector(project.shape, needs[3]), vector((2, cout))),
+        vector(w1.shape if squeezes else 0),
+        vector(w1.shape[0] if squeezes else 0, b1 is not None),
+        vector(w2.shape if squeezes else 0),
+        vector(c, squeezes and b2 is not None),
+    )
+
+
+def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    x, flat, row_scale = inputs[0], inputs[1:20], inputs[20]
+    _, training, *scalars = inputs[21:]
+    convs = (flat[0], flat[5], flat[10])
+    ctx.save_for_backward(x, *output[1:], *convs, *flat[15:19], row_scale)
+    ctx.scalars = (training, scalars)
+    ctx.dtypes = [None if t is None else t.dtype for t in flat]
+    ctx.mark_non_differentiable(*output[1:])
+    # Otherwise autograd would fill zeros of the size of e, d and p for the backward to ignore.
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx, dy, *_):  # type: ignore[no-untyped-def]
+    if dy is None:
+        return (None,) * 27
+    training, scalars = ctx.scalars
+    wanted = ctx.needs_input_grad
+    expands = ctx.dtypes[0] is not None
+    needs = [wanted[0], wanted[1] and expands, wanted[6], wanted[11]]
+    dx, *rest = _training_backward(dy, *ctx.saved_tensors, training, needs, *scalars)
+    # Back to the flat order: [conv, bn.weight, bn.bias, bn.mean, bn.var] for each convolution, then w1, b1, w2, b2.
+    flat: list[Tensor | None] = []
+    for conv, bn in (rest[0:2], rest[2:4], rest[4:6]):
+        dbias, dweight = bn.unbind(0) if bn.numel() else (None, None)
+        flat += [conv, dweight, dbias, None, None]
+    flat += rest[6:10]
+    grads = [
+        gradient.to(dtype) if gradient is not None and dtype is not None and want else None
+        for gradient, dtype, want in zip(flat, ctx.dtypes, wanted[1:20], strict=True)
+    ]
+    return (dx if wanted[0] else None, *grads, *(None,) * 7)
+
+
+_training.register_autograd(_backward, setup_context=_setup_context)

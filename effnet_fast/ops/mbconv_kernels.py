@@ -1,0 +1,277 @@
+"""The MBConv block as a sequence of kernels: inference, training forward, training backward.
+
+Nothing here knows autograd or modules: tensors in, tensors out, each step on the backend that
+:mod:`effnet_fast.dispatch` picks. The backward's derivation is section 7 of docs/design.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from .. import dispatch
+from ..types import BatchNormStats, Padding
+
+
+class BatchNorm(NamedTuple):
+    """A BatchNorm's vectors, accumulation dtype. ``mean`` and ``var`` may be ``None`` when ``training``."""
+
+    weight: Tensor | None
+    bias: Tensor | None
+    mean: Tensor | None
+    var: Tensor | None
+    eps: float
+    training: bool
+
+
+class Weights(NamedTuple):
+    """Everything learnt in a block. No expansion: ``expand`` is ``None``. No squeeze-and-excite: ``w1`` is ``None``."""
+
+    expand: Tensor | None  # [C, Cin]
+    expand_bn: BatchNorm | None
+    depthwise: Tensor  # [C, 1, k, k]
+    depthwise_bn: BatchNorm
+    project: Tensor  # [Cout, C]
+    project_bn: BatchNorm
+    w1: Tensor | None  # [R, C]
+    b1: Tensor | None
+    w2: Tensor | None  # [C, R]
+    b2: Tensor | None
+
+
+class Settings(NamedTuple):
+    """Everything fixed in a block."""
+
+    stride: int
+    padding: Padding
+    expand_act: str
+    depthwise_act: str
+    se_act: str
+    gate_act: str
+    residual: bool
+
+
+class Saved(NamedTuple):
+    """What a training forward keeps for its backward besides ``x`` and the weights."""
+
+    e: Tensor | None  # raw expand output
+    d: Tensor  # raw depthwise output
+    p: Tensor  # raw project output
+    pooled: Tensor | None
+    gate: Tensor | None
+    expand_stats: BatchNormStats | None
+    depthwise_stats: BatchNormStats
+    project_stats: BatchNormStats
+
+
+class Grads(NamedTuple):
+    """Gradients in the accumulation dtype (``dx`` in x's); ``None`` where there is nothing or nothing was asked."""
+
+    dx: Tensor | None
+    expand: Tensor | None
+    expand_bn: Tensor | None  # [2, C]: bias, weight
+    depthwise: Tensor | None
+    depthwise_bn: Tensor
+    project: Tensor | None
+    project_bn: Tensor
+    w1: Tensor | None
+    b1: Tensor | None
+    w2: Tensor | None
+    b2: Tensor | None
+
+
+class Needs(NamedTuple):
+    """Which of the large gradients are wanted."""
+
+    x: bool
+    expand: bool
+    depthwise: bool
+    project: bool
+
+
+def _runner(x: Tensor, weights: Weights, settings: Settings) -> Callable[[str], Callable[..., Any]]:
+    kernel = weights.depthwise.shape[-1]
+
+    def run(op: str, **facts: Any) -> Callable[..., Any]:
+        if op.startswith("depthwise"):
+            facts.update(kernel_size=kernel, stride=settings.stride)
+        return dispatch.select(op, x, **facts)
+
+    return run
+
+
+def inference(x: Tensor, weights: Weights, settings: Settings, row_scale: Tensor | None) -> Tensor:
+    """The block with running statistics: expand, depthwise (+ pool), squeeze-and-excite, project (+ gate, residual)."""
+    run = _runner(x, weights, settings)
+    fold = run("batch_norm_fold")
+
+    def affine(bn: BatchNorm):  # type: ignore[no-untyped-def]
+        return fold(bn.weight, bn.bias, bn.mean, bn.var, bn.eps).affine
+
+    a1 = x
+    if weights.expand is not None:
+        assert weights.expand_bn is not None
+        expand_affine = affine(weights.expand_bn)
+        a1 = run("pointwise", stats=False)(x, weights.expand, affine=expand_affine, act=settings.expand_act).y
+    a2, pooled, _ = run("depthwise", stats=False)(
+        a1,
+        weights.depthwise,
+        settings.stride,
+        settings.padding,
+        affine=affine(weights.depthwise_bn),
+        act=settings.depthwise_act,
+        pool=weights.w1 is not None,
+    )
+    return run("pointwise", stats=False)(
+        a2,
+        weights.project,
+        gate=_gate(run, pooled, weights, settings),
+        affine=affine(weights.project_bn),
+        row_scale=row_scale,
+        residual=x if settings.residual else None,
+    ).y
+
+
+def _gate(run: Callable[..., Any], pooled: Tensor | None, weights: Weights, settings: Settings) -> Tensor | None:
+    if weights.w1 is None:
+        return None
+    return run("squeeze_excite")(
+        pooled, weights.w1, weights.b1, weights.w2, weights.b2, settings.se_act, settings.gate_act
+    )
+
+
+def _statistics(run: Callable[..., Any], bn: BatchNorm, partials: Tensor | None) -> BatchNormStats:
+    if bn.training:
+        return run("batch_norm_finalize")(partials, bn.weight, bn.bias, bn.eps)
+    return run("batch_norm_fold")(bn.weight, bn.bias, bn.mean, bn.var, bn.eps)
+
+
+def training_forward(
+    x: Tensor, weights: Weights, settings: Settings, row_scale: Tensor | None
+) -> tuple[Tensor, Saved]:
+    """The block with raw outputs kept; BatchNorm and activation are applied by the next kernel as it loads."""
+    run = _runner(x, weights, settings)
+    e = expand_stats = None
+    if weights.expand is not None:
+        assert weights.expand_bn is not None
+        training = weights.expand_bn.training
+        e, _, partials = run("pointwise", stats=training)(x, weights.expand, stats=training)
+        expand_stats = _statistics(run, weights.expand_bn, partials)
+    training = weights.depthwise_bn.training
+    d, _, partials = run("depthwise", stats=training)(
+        x if e is None else e,
+        weights.depthwise,
+        settings.stride,
+        settings.padding,
+        in_affine=None if expand_stats is None else expand_stats.affine,
+        in_act="none" if expand_stats is None else settings.expand_act,
+        stats=training,
+    )
+    depthwise_stats = _statistics(run, weights.depthwise_bn, partials)
+    pooled = None
+    if weights.w1 is not None:
+        pooled = run("affine_pool")(d, depthwise_stats.affine, settings.depthwise_act)
+    gate = _gate(run, pooled, weights, settings)
+    training = weights.project_bn.training
+    p, _, partials = run("pointwise", stats=training)(
+        d,
+        weights.project,
+        in_affine=depthwise_stats.affine,
+        in_act=settings.depthwise_act,
+        gate=gate,
+        stats=training,
+    )
+    project_stats = _statistics(run, weights.project_bn, partials)
+    y = run("affine_residual")(p, project_stats.affine, "none", row_scale, x if settings.residual else None)
+    return y, Saved(e, d, p, pooled, gate, expand_stats, depthwise_stats, project_stats)
+
+
+def training_backward(
+    dy: Tensor,
+    x: Tensor,
+    saved: Saved,
+    weights: Weights,
+    settings: Settings,
+    row_scale: Tensor | None,
+    needs: Needs,
+) -> Grads:
+    """Every gradient of the block from ``dy`` and what :func:`training_forward` kept."""
+    run = _runner(x, weights, settings)
+    e, d, p, pooled, gate, stats1, stats2, stats3 = saved
+    n, _, height, width = d.shape
+    finalize = run("batch_norm_backward_finalize")
+
+    sums = run("batch_norm_reduce")(dy, p, stats3.norm, row_scale=row_scale)
+    bn3 = finalize(sums, n * height * width, stats3, weights.project_bn.training)
+    project = run("pointwise_backward")(
+        dy,
+        d,
+        weights.project,
+        z=p,
+        grad=bn3.grad,
+        row_scale=row_scale,
+        in_affine=stats2.affine,
+        in_act=settings.depthwise_act,
+        in_norm=stats2.norm,
+        gate=gate,
+        need_dw=needs.project,
+    )
+
+    se = pool_grad = None
+    if gate is not None:
+        se = run("squeeze_excite_backward")(
+            project.sums[0],
+            *(pooled, weights.w1, weights.b1, weights.w2, weights.b2),
+            *(settings.se_act, settings.gate_act),
+        )
+        pool_grad = se.dpooled / (height * width)
+    sums = run("gate_batch_norm_sums")(project.sums, gate, pool_grad)
+    bn2 = finalize(sums, n * height * width, stats2, weights.depthwise_bn.training)
+
+    residual_grad = dy if settings.residual else None
+    stencil = run("depthwise_backward")(
+        project.dx,
+        x if e is None else e,
+        weights.depthwise,
+        settings.stride,
+        settings.padding,
+        z=d,
+        affine=stats2.affine,
+        act=settings.depthwise_act,
+        gate=gate,
+        pool_grad=pool_grad,
+        grad=bn2.grad,
+        in_affine=None if stats1 is None else stats1.affine,
+        in_act="none" if stats1 is None else settings.expand_act,
+        in_norm=None if stats1 is None else stats1.norm,
+        residual_grad=residual_grad if stats1 is None else None,
+        need_dx=needs.x,
+        need_dw=needs.depthwise,
+    )
+
+    dx, dexpand, bn1 = stencil.dx, None, None
+    if stats1 is not None:
+        assert weights.expand_bn is not None
+        bn1 = finalize(stencil.sums, n * e.shape[2] * e.shape[3], stats1, weights.expand_bn.training)
+        dx, dexpand, _ = run("pointwise_backward")(
+            stencil.dx,
+            x,
+            weights.expand,
+            z=e,
+            grad=bn1.grad,
+            residual_grad=residual_grad,
+            need_dx=needs.x,
+            need_dw=needs.expand,
+        )
+    return Grads(
+        dx,
+        dexpand,
+        None if bn1 is None else bn1.params,
+        stencil.dweight,
+        bn2.params,
+        project.dweight,
+        bn3.params,
+        *((None,) * 4 if se is None else se[1:]),
+    )
