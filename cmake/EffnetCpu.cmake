@@ -1,0 +1,36 @@
+# CPU kernels: csrc/cpu/*_kernel.cpp are compiled once for each instruction set, with EFFNET_ISA naming it (and the
+# namespace their code lives in); the other csrc/cpu/*.cpp once, knowing from EFFNET_HAVE_<ISA> which copies exist.
+include(CheckCXXCompilerFlag)
+
+file(GLOB EFFNET_CPU_KERNELS CONFIGURE_DEPENDS "${CMAKE_CURRENT_SOURCE_DIR}/csrc/cpu/*_kernel.cpp")
+file(GLOB EFFNET_CPU_SOURCES CONFIGURE_DEPENDS "${CMAKE_CURRENT_SOURCE_DIR}/csrc/cpu/*.cpp")
+list(REMOVE_ITEM EFFNET_CPU_SOURCES ${EFFNET_CPU_KERNELS} "")
+
+set(EFFNET_CPU_ISAS baseline)
+set(EFFNET_FLAGS_baseline "")
+if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
+  set(EFFNET_FLAGS_avx2 -mavx2 -mfma -mf16c)
+  set(EFFNET_FLAGS_avx512 ${EFFNET_FLAGS_avx2} -mavx512f -mavx512bw -mavx512dq -mavx512vl -mprefer-vector-width=512)
+  foreach(isa avx2 avx512)
+    string(REPLACE ";" " " flags "${EFFNET_FLAGS_${isa}}")
+    check_cxx_compiler_flag("${flags}" EFFNET_COMPILES_${isa})
+    if(EFFNET_COMPILES_${isa})
+      list(APPEND EFFNET_CPU_ISAS ${isa})
+    endif()
+  endforeach()
+endif()
+
+set(EFFNET_CPU_OBJECTS)
+set(EFFNET_CPU_DEFINITIONS)
+foreach(isa ${EFFNET_CPU_ISAS})
+  string(TOUPPER ${isa} upper)
+  list(APPEND EFFNET_CPU_DEFINITIONS EFFNET_HAVE_${upper}=1)
+  if(EFFNET_CPU_KERNELS AND "_ops" IN_LIST EFFNET_PRODUCTS)
+    add_library(effnet_cpu_${isa} OBJECT ${EFFNET_CPU_KERNELS})
+    target_compile_definitions(effnet_cpu_${isa} PRIVATE EFFNET_ISA=${isa})
+    target_compile_options(effnet_cpu_${isa} PRIVATE ${EFFNET_FLAGS_${isa}} ${EFFNET_WARNINGS})
+    # Baseline first: of an inline function that is emitted in several copies the linker keeps the first, and only the
+    # baseline one runs everywhere.
+    list(APPEND EFFNET_CPU_OBJECTS $<TARGET_OBJECTS:effnet_cpu_${isa}>)
+  endif()
+endforeach()

@@ -1,0 +1,239 @@
+"""Drives CMake: one build tree per product, so that what cannot be built does not hinder the others.
+
+Beside the libraries lies ``build.json``: for every product the hash of the sources it was built from, or the
+reason it is missing. :mod:`effnet_fast.native` reads it and refuses libraries of other sources.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from . import toolchain
+from .toolchain import MissingTool
+
+PACKAGE = Path(__file__).resolve().parent.parent
+MANIFEST = "build.json"
+#: Libraries that were built while installing, or in place in a checkout.
+LIBRARY_FOLDER = PACKAGE / "lib"
+
+#: product -> the sources it depends on, under the source root.
+SOURCES = {
+    "_ops": ("CMakeLists.txt", "cmake", "csrc/library.cpp", "csrc/common", "csrc/cpu"),
+    "_C": ("CMakeLists.txt", "cmake", "csrc/bindings.cpp", "csrc/common"),
+    "_cuda": ("CMakeLists.txt", "cmake", "csrc/common", "csrc/cuda"),
+}
+PRODUCTS = tuple(SOURCES)
+SUFFIXES = frozenset({".txt", ".cmake", ".cpp", ".h", ".cu", ".cuh"})
+
+
+class BuildError(RuntimeError):
+    """The native build failed although ``EFFNET_FAST_FORCE_BUILD`` asked for it."""
+
+
+def version() -> str:
+    """The package's version, read without importing it."""
+    match = re.search(r'^__version__ = "([^"]+)"', (PACKAGE / "__init__.py").read_text(), re.MULTILINE)
+    assert match is not None, "effnet_fast/__init__.py has no __version__"
+    return match[1]
+
+
+def source_root() -> Path | None:
+    """The folder of CMakeLists.txt: a checkout's root, or the copy of the sources that a wheel carries."""
+    for root in (PACKAGE.parent, PACKAGE / "sources"):
+        if (root / "CMakeLists.txt").is_file() and (root / "csrc" / "library.cpp").is_file():
+            return root
+    return None
+
+
+def source_files(root: Path, product: str | None = None) -> list[Path]:
+    """Source files of one product, or of all."""
+    tops = SOURCES[product] if product else sorted({top for tops in SOURCES.values() for top in tops})
+    files = []
+    for top in tops:
+        path = root / top
+        files.extend([path] if path.is_file() else sorted(path.rglob("*")))
+    return [
+        file for file in files if file.suffix in SUFFIXES and not file.name.startswith(".") and file.is_file()
+    ]
+
+
+def source_hash(root: Path, product: str | None = None) -> str:
+    """Twelve hexadecimal digits over names and contents."""
+    digest = hashlib.sha256()
+    for file in source_files(root, product):
+        content = file.read_bytes()
+        digest.update(f"{file.relative_to(root).as_posix()}\0{len(content)}\0".encode())
+        digest.update(content)
+    return digest.hexdigest()[:12]
+
+
+def cache_root() -> Path:
+    """Where an installed package puts what is built later; ``EFFNET_FAST_CACHE`` overrides."""
+    chosen = os.environ.get("EFFNET_FAST_CACHE")
+    if chosen:
+        return Path(chosen).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "effnet_fast"
+
+
+def cache_folder(root: Path) -> Path:
+    """The cache's folder for exactly these sources and this Python."""
+    return cache_root() / f"{version()}-{source_hash(root)}-{toolchain.platform_tag()}"
+
+
+def work_folder(root: Path) -> Path:
+    """CMake's trees of a checkout: kept, so that only what changed is compiled again."""
+    return root / "build" / f"native-{toolchain.platform_tag()}"
+
+
+def output_folders(root: Path) -> tuple[Path, Path]:
+    """(libraries, CMake's trees): in place in a checkout, in the cache for an installed package."""
+    if root == PACKAGE.parent:
+        return LIBRARY_FOLDER, work_folder(root)
+    folder = cache_folder(root)
+    return folder, folder / "work"
+
+
+def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
+    """``{"products": {...}, "missing": {...}}``; empty where nothing was built."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        return {"products": dict(manifest["products"]), "missing": dict(manifest["missing"])}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {"products": {}, "missing": {}}
+
+
+def _skipped(product: str) -> str | None:
+    for variable, applies in (
+        ("EFFNET_FAST_SKIP_BUILD", True),
+        ("EFFNET_FAST_SKIP_CUDA", product == "_cuda"),
+    ):
+        if applies and toolchain.is_set(variable):
+            return f"{variable} is set"
+    return None
+
+
+def configuration(product: str, root: Path) -> tuple[list[str], dict[str, Any]]:
+    """CMake's command line for a product and the facts worth keeping; raises :class:`MissingTool`."""
+    cmake, ninja = toolchain.find_cmake()
+    compiler = toolchain.find_compiler()
+    arguments = {
+        "CMAKE_MAKE_PROGRAM": ninja,
+        "CMAKE_CXX_COMPILER": compiler,
+        "EFFNET_PRODUCTS": product,
+        "EFFNET_VERSION": version(),
+        "EFFNET_WERROR": "ON" if toolchain.is_set("EFFNET_FAST_WERROR") else "OFF",
+    }
+    facts: dict[str, Any] = {}
+    if product == "_C":
+        arguments["pybind11_DIR"] = toolchain.find_pybind11()
+        arguments["Python_EXECUTABLE"] = Path(sys.executable)
+    else:
+        torch = toolchain.find_torch()
+        facts["torch"] = torch.version
+        arguments["EFFNET_TORCH_INCLUDE"] = torch.include
+        arguments["EFFNET_TORCH_LIB"] = torch.lib
+        if product == "_cuda":
+            nvcc = toolchain.find_nvcc(torch)
+            archs = toolchain.cuda_archs(nvcc)
+            facts.update(nvcc=nvcc.version, archs=list(archs))
+            arguments["EFFNET_NVCC"] = nvcc.path
+            arguments["EFFNET_CUDA_INCLUDE"] = ";".join(map(str, nvcc.include))
+            arguments["EFFNET_CUDART"] = nvcc.runtime
+            arguments["EFFNET_CUDA_ARCHS"] = ";".join(archs)
+    return [str(cmake), "-G", "Ninja", "-S", str(root), *(f"-D{k}={v}" for k, v in arguments.items())], facts
+
+
+def _run(command: Sequence[str], log: Path, verbose: bool) -> None:
+    """Run, keep the output in ``log``; a failure's reason is the first line that speaks of an error."""
+    with log.open("a") as out:
+        out.write(f"$ {' '.join(command)}\n")
+        out.flush()
+        done = subprocess.run(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+        )
+        out.write(done.stdout)
+    if verbose:
+        print(done.stdout, end="", flush=True)
+    if done.returncode:
+        lines = done.stdout.splitlines()
+        first = next((line for line in lines if re.search(r"\berror\b", line, re.IGNORECASE)), None)
+        raise MissingTool(f"build failed: {(first or 'no output').strip()} (all of it: {log})", f"see {log}")
+
+
+def _build_product(product: str, root: Path, out: Path, work: Path, verbose: bool) -> dict[str, Any]:
+    """Configure, compile, put the library into ``out`` atomically; returns its manifest entry."""
+    command, facts = configuration(product, root)
+    before = source_hash(root, product)
+    tree = work / product
+    tree.mkdir(parents=True, exist_ok=True)
+    log = work / f"{product}.log"
+    log.unlink(missing_ok=True)
+    _run([*command, "-B", str(tree)], log, verbose)
+    _run([command[0], "--build", str(tree), "--parallel", str(toolchain.parallel_jobs())], log, verbose)
+    library = max(tree.glob(f"{product}*.so"), key=lambda path: path.stat().st_mtime)
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=out, prefix=".new-", delete=False) as handle:
+        temporary = Path(handle.name)
+    shutil.copyfile(library, temporary)
+    temporary.chmod(0o755)
+    os.replace(temporary, out / library.name)
+    return {"file": library.name, "sources": before, **facts}
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def build(
+    root: Path, out: Path, work: Path, products: Sequence[str] = PRODUCTS, verbose: bool = False
+) -> dict[str, dict[str, Any]]:
+    """Build what can be built from ``root`` into ``out``; never raises for a missing tool unless forced to.
+
+    Returns:
+        The manifest, as also written to ``out/build.json``.
+
+    Raises:
+        BuildError: with ``EFFNET_FAST_FORCE_BUILD`` set, when a product that is not skipped is missing.
+    """
+    with _locked(work):
+        manifest = read_manifest(out)
+        for product in products:
+            manifest["missing"].pop(product, None)
+            skipped = _skipped(product)
+            try:
+                if skipped is None:
+                    manifest["products"][product] = _build_product(product, root, out, work, verbose)
+                    continue
+                reason, fix = skipped, "effnet-fast build"
+            except MissingTool as missing:
+                reason, fix = missing.reason, missing.fix
+            # An older library stays: its hash tells whether it still fits the sources.
+            if product not in manifest["products"] or skipped is None:
+                manifest["missing"][product] = {"reason": reason, "fix": fix}
+        out.mkdir(parents=True, exist_ok=True)
+        temporary = out / f".{MANIFEST}.{os.getpid()}"
+        temporary.write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")
+        os.replace(temporary, out / MANIFEST)
+    failed = {
+        p: manifest["missing"][p]["reason"] for p in products if p in manifest["missing"] and not _skipped(p)
+    }
+    if failed and toolchain.is_set("EFFNET_FAST_FORCE_BUILD"):
+        raise BuildError("; ".join(f"{product}: {reason}" for product, reason in failed.items()))
+    return manifest
