@@ -22,10 +22,16 @@ from .weights import Weights, load_weights, read_weights, resolve_weights, train
 DEFAULT_CLASSES = 1000
 
 
-def check_images(x: Tensor) -> None:
-    """Raises EffnetFastError unless ``x`` is a floating point batch [N, C, H, W]."""
+def check_images(x: Tensor, channels: int | None) -> None:
+    """Raises EffnetFastError unless ``x`` is a floating point batch [N, channels, H, W].
+
+    Dtype and device are left to the first convolution, whose own messages are clear: sharded, offloaded and
+    mixed-precision parameters change both on the way there.
+    """
     if x.dim() != 4:
         raise EffnetFastError(f"EfficientNet: x must be [N, C, H, W], got shape {list(x.shape)}")
+    if channels is not None and x.shape[1] != channels:
+        raise EffnetFastError(f"EfficientNet: x must have {channels} channels, got shape {list(x.shape)}")
     if not x.is_floating_point():
         raise EffnetFastError(f"EfficientNet: x must be floating point and normalized, got {x.dtype}")
 
@@ -81,9 +87,15 @@ class EfficientNet(nn.Module):
         _initialize(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        check_images(x)
+        if not (torch.jit.is_scripting() or torch.jit.is_tracing()):
+            self._check(x)
         x = self.avgpool(self.features(x))
         return self.classifier(torch.flatten(x, 1))
+
+    def _check(self, x: Tensor) -> None:
+        first = next(iter(self.features[0].children()), None)
+        # A user may have put a convolution for other images there, or something else altogether.
+        check_images(x, first.in_channels if isinstance(first, nn.Conv2d) else None)
 
 
 def _build_stages(stages: Sequence[Stage], last_prob: float, norm_layer: NormLayer) -> list[nn.Module]:
@@ -207,8 +219,8 @@ def _builder(name: str) -> Callable[..., EfficientNet]:
     build.__name__ = build.__qualname__ = name
     build.__doc__ = (
         f"EfficientNet-{name.upper()}, made for {variant.resolution}x{variant.resolution} images.\n\n"
-        "Arguments and errors are those of :func:`efficientnet`; width, depth, dropout and BatchNorm settings\n"
-        "are the variant's."
+        "Arguments and errors are those of :func:`efficientnet`; width, depth, dropout and BatchNorm\n"
+        "settings are the variant's."
     )
     return build
 

@@ -58,7 +58,8 @@ def resolve_weights(weights: Weights, model_name: str | None = None) -> Weights:
 def _torchvision_member(enum_name: str, member: str) -> Any:
     try:
         import torchvision.models
-    except ImportError as error:
+    # A torchvision built for another torch fails with RuntimeError: operator torchvision::nms does not exist.
+    except (ImportError, RuntimeError) as error:
         raise CheckpointError(
             f"weights: {enum_name}.{member} is resolved by torchvision, which cannot be imported ({error}): "
             "pip install torchvision"

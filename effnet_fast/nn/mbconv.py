@@ -114,7 +114,7 @@ class StochasticDepth(nn.Module):
     def __init__(self, p: float) -> None:
         super().__init__()
         check_probability("StochasticDepth", "p", p)
-        self.p = p
+        self.p = float(p)
 
     def forward(self, x: Tensor) -> Tensor:
         return stochastic_depth(x, self.p, self.training)
