@@ -1,0 +1,95 @@
+# `make demo` and `make test` set up everything they need in .venv; a second run starts in seconds.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+NATIVE_SOURCES := $(shell find CMakeLists.txt cmake csrc effnet_fast/build setup.py -type f 2>/dev/null)
+CXX_FILES = $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+LIB := effnet_fast/lib
+
+# Installing skips the native build: it is a target of its own, with its own dependencies.
+INSTALL := EFFNET_FAST_SKIP_BUILD=1 $(PIP) install --quiet --no-build-isolation
+
+# The demo must not need nvcc: CUDA kernels are compiled for it only where an NVIDIA driver is visible.
+ifeq ($(wildcard /proc/driver/nvidia/version /dev/nvidiactl /dev/dxg),)
+DEMO_BUILD := $(LIB)/.built-host
+else
+DEMO_BUILD := $(LIB)/.built-all
+endif
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format build clean
+
+help:
+	@echo "make demo    classify photos with stock and patched networks, side by side"
+	@echo "make test    build for the CPU and every CUDA architecture, lint, run all tests"
+	@echo "make build   the native libraries only (CUDA needs nvcc; .venv gets one from PyPI if there is none)"
+	@echo "make setup   .venv with everything for development"
+	@echo "make lint    ruff, clang-format, mypy"
+	@echo "make format  ruff and clang-format, in place"
+	@echo "make clean   remove what was built (not .venv)"
+
+# --- environment ---
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || \
+	  { echo "make: $(PYTHON) is missing or older than 3.10; choose another with: make PYTHON=/path/to/python3.12"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	  { echo "make: $(PYTHON) cannot make virtual environments; run: apt install python3-venv"; exit 1; }
+	@command -v c++ g++ clang++ $(CXX) >/dev/null || \
+	  { echo "make: no C++ compiler found; run: apt install g++"; exit 1; }
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
+
+$(VENV)/.setuptools: | $(BIN)/python
+	$(PIP) install --quiet --upgrade pip "setuptools>=77" wheel
+	@touch $@
+
+$(VENV)/.demo: pyproject.toml | $(VENV)/.setuptools
+	@test -e $(VENV)/.dev || { echo "installing torch and the demo's packages into $(VENV) (minutes, the first time)"; \
+	  $(INSTALL) -e ".[demo,build]"; }
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml | $(VENV)/.setuptools
+	@echo "installing torch and the development packages into $(VENV) (minutes, the first time)"
+	$(INSTALL) -e ".[dev]"
+	@touch $@
+
+setup: $(VENV)/.dev
+
+# --- native code ---
+
+$(LIB)/.built-host: $(NATIVE_SOURCES) | $(VENV)/.demo
+	@echo "no NVIDIA driver on this machine: building the CPU kernels only"
+	EFFNET_FAST_SKIP_CUDA=1 EFFNET_FAST_FORCE_BUILD=1 $(BIN)/python setup.py --quiet build_ext --inplace
+	@touch $@
+
+$(LIB)/.built-all: $(NATIVE_SOURCES) | $(VENV)/.dev
+	EFFNET_FAST_WERROR=1 EFFNET_FAST_FORCE_BUILD=1 $(BIN)/python setup.py --quiet build_ext --inplace
+	@touch $@ $(LIB)/.built-host
+
+build: $(LIB)/.built-all
+
+# --- what it is for ---
+
+demo: $(VENV)/.demo $(DEMO_BUILD)
+	$(BIN)/effnet-fast demo
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
+	$(BIN)/mypy
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix-only --quiet .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CXX_FILES)
+
+# pytest last: its summary is the closing line.
+test: build lint
+	$(BIN)/python -m pytest
+
+clean:
+	rm -rf build dist $(LIB) *.egg-info
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -1,0 +1,91 @@
+"""What every test runs under: seeded, no EFFNET_FAST_* choices from outside, uninitialised memory is NaN."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+
+# Not a choice of behaviour: lets tests run while csrc/ is being edited.
+KEPT = ("EFFNET_FAST_ALLOW_STALE",)
+
+for variable in [name for name in os.environ if name.startswith("EFFNET_FAST_") and name not in KEPT]:
+    del os.environ[variable]
+
+SEED = 20190528
+
+
+@pytest.fixture(autouse=True)
+def seed() -> int:
+    """Every test draws the same random numbers, whichever tests ran before it."""
+    random.seed(SEED)
+    torch.manual_seed(SEED)
+    try:
+        import numpy
+    except ImportError:
+        pass
+    else:
+        numpy.random.seed(SEED)
+    return SEED
+
+
+def _poisoned(allocate: Callable[..., Any]) -> Callable[..., Any]:
+    def allocate_nan(*args: Any, **kwargs: Any) -> Any:
+        out = allocate(*args, **kwargs)
+        # Traced code keeps the plain allocation; fake and meta tensors have no memory.
+        if torch.compiler.is_compiling() or type(out) is not torch.Tensor or out.device.type == "meta":
+            return out
+        if out.is_floating_point():
+            with torch.no_grad():
+                out.fill_(float("nan"))
+        return out
+
+    return allocate_nan
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Floating-point memory from torch.empty and its relatives holds NaN: what a kernel forgets to write shows.
+
+    What native code allocates by itself is poisoned by :func:`poisoned_native_memory`.
+    """
+    for name in ("empty", "empty_like", "empty_strided"):
+        monkeypatch.setattr(torch, name, _poisoned(getattr(torch, name)))
+    for name in ("new_empty", "new_empty_strided"):
+        monkeypatch.setattr(torch.Tensor, name, _poisoned(getattr(torch.Tensor, name)))
+
+
+@pytest.fixture
+def poisoned_native_memory() -> Iterator[None]:
+    """Also poisons what C++ allocates, through torch's own switch.
+
+    Opt-in, because the switch works in deterministic mode only, which chooses other algorithms for a few ops.
+    """
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    fill = torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    yield
+    torch.utils.deterministic.fill_uninitialized_memory = fill
+    torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    gpu_tests = [item for item in items if item.get_closest_marker("gpu")]
+    if gpu_tests and not torch.cuda.is_available():
+        for item in gpu_tests:
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+        config.stash[skipped_gpu_tests] = len(gpu_tests)
+
+
+skipped_gpu_tests = pytest.StashKey[int]()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    count = config.stash.get(skipped_gpu_tests, 0)
+    if count:
+        terminalreporter.write_line(f"{count} gpu tests skipped: no CUDA device on this machine", yellow=True)
