@@ -1,8 +1,59 @@
-"""effnet_fast: fused MBConv kernels for PyTorch."""
+"""effnet_fast: fused MBConv kernels for PyTorch.
 
+    import effnet_fast
+
+    model = effnet_fast.b5().cuda()          # drop-in model
+    effnet_fast.patch(torchvision_model)     # or patch a model you have
+
+Importing the package touches no device. See :mod:`effnet_fast.ops` for the building blocks.
+"""
+
+from . import nn, ops
 from .dispatch import backends, use_backend
-from .errors import EffnetFastError
+from .errors import BackendError, CheckpointError, EffnetFastError, UnknownModelError, UnsupportedBlockError
+from .models import (
+    b0,
+    b1,
+    b2,
+    b3,
+    b4,
+    b5,
+    b6,
+    b7,
+    compound_scaling,
+    create,
+    efficientnet,
+    list_models,
+)
+from .patching import patch, register_block, report, unpatch
 
 __version__ = "0.1.0"
 
-__all__ = ["EffnetFastError", "__version__", "backends", "use_backend"]
+__all__ = [
+    "BackendError",
+    "CheckpointError",
+    "EffnetFastError",
+    "UnknownModelError",
+    "UnsupportedBlockError",
+    "__version__",
+    "b0",
+    "b1",
+    "b2",
+    "b3",
+    "b4",
+    "b5",
+    "b6",
+    "b7",
+    "backends",
+    "compound_scaling",
+    "create",
+    "efficientnet",
+    "list_models",
+    "nn",
+    "ops",
+    "patch",
+    "register_block",
+    "report",
+    "unpatch",
+    "use_backend",
+]

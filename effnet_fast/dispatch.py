@@ -91,6 +91,11 @@ def forced_backends() -> tuple[str, ...]:
     return _parse((value,), ENVIRONMENT_VARIABLE) if value else ()
 
 
+def chosen_by_user() -> bool:
+    """Whether the user chose backends, so that a refusal must be an error and not a fallback."""
+    return forced_backends() not in ((), ("auto",))
+
+
 @contextmanager
 def use_backend(*names: str) -> Iterator[None]:
     """Within the block, run ops on these backends only, tried in the order given.
@@ -138,7 +143,7 @@ def choose(op: str, device: torch.device, dtype: torch.dtype, **facts: Any) -> C
 def _resolve(
     op: str, device: torch.device, dtype: torch.dtype, forced: tuple[str, ...], facts: dict[str, Any]
 ) -> Choice:
-    automatic = not forced or forced == ("auto",)
+    automatic = forced in ((), ("auto",))
     order = ORDER[op] if automatic else forced
     if not automatic and op not in PRIMITIVES:
         order = (*forced, *(name for name in ORDER[op] if name not in forced))

@@ -8,6 +8,7 @@ from torch import Tensor
 from .. import dispatch
 from ..types import Affine, accumulation_dtype
 from . import checks
+from .declare import kernel_op
 
 
 def batch_norm_finalize(
@@ -41,7 +42,7 @@ def batch_norm_finalize(
     return Affine(*_batch_norm_finalize(stats, weight, bias, eps).unbind(0))
 
 
-@torch.library.custom_op("effnet_fast::batch_norm_finalize", mutates_args=())
+@kernel_op("batch_norm_finalize")
 def _batch_norm_finalize(stats: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
     mean, var = stats.contiguous().unbind(0)
     run = dispatch.select("batch_norm_fold", stats)

@@ -11,6 +11,7 @@ from .. import dispatch
 from ..types import ConvOut, Norm, accumulation_dtype
 from . import checks
 from .conv_autograd import epilogue_backward, maybe_affine, merge_stats
+from .declare import kernel_op
 
 KERNEL_SIZES = (3, 5, 7)
 
@@ -74,7 +75,7 @@ def depthwise(
     return ConvOut(y, pooled if pool else None, moments if stats else None)
 
 
-@torch.library.custom_op("effnet_fast::depthwise", mutates_args=())
+@kernel_op("depthwise")
 def _depthwise(
     x: Tensor,
     weight: Tensor,
@@ -119,7 +120,7 @@ def _(x, weight, stride, padding, in_scale, in_shift, in_act, scale, shift, act,
     return y, x.new_empty((n, c) if pool else 0, dtype=wide), x.new_empty((2, c) if stats else 0, dtype=wide)
 
 
-@torch.library.custom_op("effnet_fast::depthwise_backward", mutates_args=())
+@kernel_op("depthwise_backward")
 def _depthwise_backward(
     dz: Tensor,
     x: Tensor,

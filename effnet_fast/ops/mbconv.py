@@ -15,7 +15,17 @@ from torch import Tensor
 
 from ..types import BatchNormStats, accumulation_dtype
 from . import checks
-from .mbconv_kernels import BatchNorm, Needs, Saved, Settings, Weights, inference, training_backward, training_forward
+from .declare import kernel_op
+from .mbconv_kernels import (
+    BatchNorm,
+    Needs,
+    Saved,
+    Settings,
+    Weights,
+    inference,
+    training_backward,
+    training_forward,
+)
 
 # Flat order of the tensors: three convolutions, each [weight, bn.weight, bn.bias, bn.mean, bn.var], then
 # squeeze-and-excite [w1, b1, w2, b2].
@@ -134,7 +144,7 @@ def _settings(stride: int, padding: Sequence[int], acts: str, residual: bool) ->
     return Settings(stride, tuple(padding), *acts.split(","), residual)  # type: ignore[arg-type]
 
 
-@torch.library.custom_op("effnet_fast::mbconv_inference", mutates_args=())
+@kernel_op("mbconv_inference")
 def _inference(
     x: Tensor,
     expand: Tensor | None,
@@ -185,7 +195,7 @@ def _(x, *args):  # type: ignore[no-untyped-def]
     return _image(x, project.shape[0], *size)
 
 
-@torch.library.custom_op("effnet_fast::mbconv_training", mutates_args=())
+@kernel_op("mbconv_training")
 def _training(
     x: Tensor,
     expand: Tensor | None,
@@ -258,7 +268,7 @@ def _(x, *args):  # type: ignore[no-untyped-def]
     )
 
 
-@torch.library.custom_op("effnet_fast::mbconv_backward", mutates_args=())
+@kernel_op("mbconv_backward")
 def _training_backward(
     dy: Tensor,
     x: Tensor,

@@ -11,6 +11,7 @@ from ..reference.common import apply_affine, per_channel, per_sample
 from ..types import ConvOut, Norm, accumulation_dtype
 from . import checks
 from .conv_autograd import epilogue_backward, maybe_affine, merge_stats
+from .declare import kernel_op
 
 
 def pointwise(
@@ -78,7 +79,7 @@ def pointwise(
     return ConvOut(y, pooled if pool else None, moments if stats else None)
 
 
-@torch.library.custom_op("effnet_fast::pointwise", mutates_args=())
+@kernel_op("pointwise")
 def _pointwise(
     x: Tensor,
     weight: Tensor,
@@ -125,7 +126,7 @@ def _(x, weight, in_scale, in_shift, in_act, gate, scale, shift, act, row_scale,
     return y, x.new_empty((n, c) if pool else 0, dtype=wide), x.new_empty((2, c) if stats else 0, dtype=wide)
 
 
-@torch.library.custom_op("effnet_fast::pointwise_backward", mutates_args=())
+@kernel_op("pointwise_backward")
 def _pointwise_backward(
     dz: Tensor,
     x: Tensor,

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from .. import dispatch
 from . import checks
+from .declare import kernel_op
 
 
 def squeeze_excite(
@@ -56,7 +57,7 @@ def squeeze_excite(
     )
 
 
-@torch.library.custom_op("effnet_fast::squeeze_excite", mutates_args=())
+@kernel_op("squeeze_excite")
 def _squeeze_excite(
     pooled: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None, act: str, gate_act: str
 ) -> Tensor:
@@ -69,7 +70,7 @@ def _(pooled, w1, b1, w2, b2, act, gate_act):  # type: ignore[no-untyped-def]
     return pooled.new_empty(pooled.shape)
 
 
-@torch.library.custom_op("effnet_fast::squeeze_excite_backward", mutates_args=())
+@kernel_op("squeeze_excite_backward")
 def _squeeze_excite_backward(
     dgate: Tensor,
     pooled: Tensor,

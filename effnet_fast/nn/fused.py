@@ -1,0 +1,200 @@
+"""Running a block of modules through the fused op: gather tensors, choose the path, update statistics."""
+
+from __future__ import annotations
+
+import torch
+import torch.fx
+from torch import Tensor, nn
+
+from .. import dispatch
+from ..errors import BackendError, UnsupportedBlockError
+from ..ops.mbconv import mbconv
+from ..ops.mbconv_kernels import BatchNorm, Settings, Weights
+from ..types import BatchNormStats, accumulation_dtype
+from .parts import ConvBN, MBConvParts, same_padding
+
+
+def tracing(x: object) -> bool:
+    """Whether someone records the program in a form that does not know our ops (fx, export, ONNX, TorchScript)."""
+    return (
+        isinstance(x, torch.fx.Proxy)
+        or torch.jit.is_scripting()
+        or torch.jit.is_tracing()
+        or torch.compiler.is_exporting()
+        or torch.onnx.is_in_onnx_export()
+    )
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """The dtype the block computes in: autocast's where it is on, as for PyTorch's convolutions."""
+    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
+        return torch.get_autocast_dtype(x.device.type)
+    return x.dtype
+
+
+def _batch_statistics(bn: nn.BatchNorm2d) -> bool:
+    """Whether this BatchNorm normalizes with the batch's own statistics (as ``nn.BatchNorm2d.forward`` decides)."""
+    return bn.training or bn.running_mean is None
+
+
+def needs_backward(parts: MBConvParts, x: Tensor) -> bool:
+    """Whether the training kernels are needed: for a gradient, or for the batch's statistics."""
+    if any(part is not None and _batch_statistics(part.bn) for part in parts[:3]):  # type: ignore[union-attr]
+        return True
+    if not torch.is_grad_enabled():
+        return False
+    return x.requires_grad or any(p.requires_grad for p in _parameters(parts))
+
+
+def _parameters(parts: MBConvParts) -> list[Tensor]:
+    modules: list[nn.Module] = []
+    for part in (parts.expand, parts.depthwise, parts.project):
+        if part is not None:
+            modules += [part.conv, part.bn]
+    if parts.squeeze_excite is not None:
+        modules += [parts.squeeze_excite.fc1, parts.squeeze_excite.fc2]
+    return [t for m in modules for t in (m.weight, m.bias) if t is not None]  # type: ignore[misc]
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def backends_of(
+    device: torch.device, dtype: torch.dtype, training: bool, statistics: bool, kernel: int, stride: int
+) -> tuple[str, str]:
+    """(backends, "") that would run a block, or ("", reason) to leave it to PyTorch.
+
+    Left to itself the package does not run a block on the reference kernels: PyTorch's own modules are faster.
+    """
+    facts = {"kernel_size": kernel, "stride": stride}
+    wanted = [("depthwise", {"stats": statistics, **facts}), ("pointwise", {"stats": statistics})]
+    if training:
+        wanted += [("depthwise_backward", facts), ("pointwise_backward", {})]
+    try:
+        choices = [dispatch.choose(op, device, dtype, **extra) for op, extra in wanted]
+    except BackendError as error:
+        if dispatch.chosen_by_user():
+            raise
+        return "", str(error)
+    for (op, _), choice in zip(wanted, choices, strict=True):
+        if choice.backend == "reference" and not dispatch.chosen_by_user():
+            reasons = "; ".join(f"{backend}: {reason}" for backend, reason in choice.passed_over)
+            return "", f"no fast {op} here ({reasons})"
+    names = dict.fromkeys(choice.backend for choice in choices)
+    return " + ".join(names), ""
+
+
+def plan(parts: MBConvParts, device: torch.device, dtype: torch.dtype, training: bool) -> str:
+    """The backends that would run the block.
+
+    Raises:
+        UnsupportedBlockError: none should; the message is the reason.
+    """
+    conv = parts.depthwise.conv
+    statistics = any(part is not None and _batch_statistics(part.bn) for part in parts[:3])  # type: ignore[union-attr]
+    kernel, stride = conv.kernel_size[0], conv.stride[0]
+    names, reason = backends_of(device, dtype, training, statistics, kernel, stride)
+    if reason:
+        raise UnsupportedBlockError(reason)
+    return names
+
+
+def _check_count(parts: MBConvParts, x: Tensor, padding: tuple[int, int, int, int]) -> None:
+    """Empty batches and single values per channel are left to PyTorch, which treats or refuses them in its own way."""
+    n, _, height, width = x.shape
+    conv = parts.depthwise.conv
+    kernel, stride = conv.kernel_size[0], conv.stride[0]
+    left, right, top, bottom = padding
+    out = ((height + top + bottom - kernel) // stride + 1) * ((width + left + right - kernel) // stride + 1)
+    if n == 0 or height * width == 0:
+        raise UnsupportedBlockError("the batch is empty")
+    if n * out <= 1 or n * height * width <= 1:
+        raise UnsupportedBlockError("one value per channel")
+
+
+def _weights(parts: MBConvParts, dtype: torch.dtype) -> Weights:
+    wide = accumulation_dtype(dtype)
+
+    def norm(part: ConvBN | None) -> BatchNorm | None:
+        if part is None:
+            return None
+        bn = part.bn
+        batch = _batch_statistics(bn)
+        vectors = (bn.weight, bn.bias, None if batch else bn.running_mean, None if batch else bn.running_var)
+        return BatchNorm(*(None if t is None else t.to(wide) for t in vectors), bn.eps, batch)
+
+    def matrix(part: ConvBN | None) -> Tensor | None:
+        return None if part is None else part.conv.weight.to(dtype).flatten(1)
+
+    se = parts.squeeze_excite
+    layers: tuple[Tensor | None, ...] = (None,) * 4
+    if se is not None:
+        layers = (se.fc1.weight.flatten(1), se.fc1.bias, se.fc2.weight.flatten(1), se.fc2.bias)
+    return Weights(
+        *(matrix(parts.expand), norm(parts.expand)),
+        *(parts.depthwise.conv.weight.to(dtype), norm(parts.depthwise)),  # type: ignore[arg-type]
+        *(matrix(parts.project), norm(parts.project)),  # type: ignore[arg-type]
+        *layers,
+    )
+
+
+def _settings(parts: MBConvParts, padding: tuple[int, int, int, int]) -> Settings:
+    se = parts.squeeze_excite
+    return Settings(
+        parts.depthwise.conv.stride[0],
+        padding,
+        "none" if parts.expand is None else parts.expand.act,
+        parts.depthwise.act,
+        "silu" if se is None else se.act,
+        "sigmoid" if se is None else se.gate,
+        parts.residual,
+    )
+
+
+def run(parts: MBConvParts, x: Tensor) -> Tensor:
+    """The block's forward through the fused op, running statistics included.
+
+    Raises:
+        UnsupportedBlockError: this call is better left to the block's own modules; nothing was changed.
+    """
+    dtype = compute_dtype(x)
+    training = needs_backward(parts, x)
+    plan(parts, x.device, dtype, training)
+    conv = parts.depthwise.conv
+    padding = parts.padding
+    if padding == "same":
+        padding = same_padding(x.shape[2], x.shape[3], conv.kernel_size[0], conv.stride[0])
+    _check_count(parts, x, padding)
+    x = x.to(dtype)
+    weights = _weights(parts, dtype)
+    row_scale = None
+    if parts.row_scale is not None and parts.residual:
+        row_scale = parts.row_scale(x).flatten().to(accumulation_dtype(dtype))
+    out = mbconv(x, weights, _settings(parts, padding), row_scale, inference=not training)
+    if training:
+        _update_running_statistics(parts, x, out)
+    return out.y
+
+
+def _update_running_statistics(parts: MBConvParts, x: Tensor, out) -> None:  # type: ignore[no-untyped-def]
+    n, _, height, width = x.shape
+    area = out.y.shape[2] * out.y.shape[3]
+    for part, stats, count in (
+        (parts.expand, out.expand_stats, n * height * width),
+        (parts.depthwise, out.depthwise_stats, n * area),
+        (parts.project, out.project_stats, n * area),
+    ):
+        if part is not None and part.bn.training and part.bn.track_running_stats:
+            update_running_statistics(part.bn, BatchNormStats(stats), count)
+
+
+@torch.no_grad()
+def update_running_statistics(bn: nn.BatchNorm2d, stats: BatchNormStats, count: int) -> None:
+    """What ``nn.BatchNorm2d.forward`` does in training mode: the moving (or cumulative) average, unbiased variance."""
+    if bn.num_batches_tracked is not None:
+        bn.num_batches_tracked.add_(1)
+    if bn.running_mean is None or bn.running_var is None:
+        return
+    # Cumulative average: the new value's weight is one over the number of batches, on the device, without a sync.
+    weight = bn.momentum if bn.momentum is not None else 1.0 / bn.num_batches_tracked.to(bn.running_mean.dtype)
+    bn.running_mean.lerp_(stats.mean.to(bn.running_mean.dtype), weight)
+    unbiased = stats.var * (count / (count - 1))
+    bn.running_var.lerp_(unbiased.to(bn.running_var.dtype), weight)

@@ -1,0 +1,32 @@
+"""Declaring an op: schema from the signature, body shielded from autocast."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def kernel_op(name: str) -> Callable[[Callable[..., Any]], Any]:
+    """Declare ``effnet_fast::name``, a functional op whose body runs with autocast off.
+
+    An op's tensors already have the dtypes it computes in. Without the shield, autocast would reach into the
+    PyTorch calls of the reference and cpu backends and round what has to stay fp32; registering an autocast rule
+    instead would fix one dtype for ever and cast BatchNorm's fp32 vectors too.
+    """
+
+    def declare(body: Callable[..., Any]) -> Any:
+        @functools.wraps(body)
+        def shielded(x: Tensor, *args: Any, **kwargs: Any) -> Any:
+            if torch.is_autocast_enabled(x.device.type):
+                with torch.autocast(x.device.type, enabled=False):
+                    return body(x, *args, **kwargs)
+            return body(x, *args, **kwargs)
+
+        schema = torch.library.infer_schema(body, mutates_args=())
+        return torch.library.custom_op(f"effnet_fast::{name}", shielded, mutates_args=(), schema=schema)
+
+    return declare

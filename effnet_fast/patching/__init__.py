@@ -1,0 +1,137 @@
+"""Patching models that exist: :func:`patch`, :func:`unpatch`, :func:`report`, :func:`register_block`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
+
+import torch
+from torch import nn
+
+from ..errors import EffnetFastError, UnsupportedBlockError
+from ..nn import fused
+from .registry import find_adapter, fused_class, is_patched, original_class, read_parts, register_block
+
+__all__ = ["Report", "ReportRow", "patch", "register_block", "report", "unpatch"]
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def patch(
+    model: Model, *, filter_fn: Callable[[nn.Module, str], bool] | None = None, strict: bool = False
+) -> Model:
+    """Let every MBConv block of ``model`` run on fused kernels, in place.
+
+    Parameters, buffers, state_dict keys, hooks and ``isinstance`` stay as they are. A patched block decides at
+    every call: where something inside it is not what the kernels compute (a hook, a parametrization, another
+    normalization, an unknown activation) or no fast backend runs here, it runs its own code; :func:`report` says why.
+
+    Args:
+        model: any module holding blocks of torchvision, efficientnet_pytorch, efficientnet_lite_pytorch, this
+            package, or a class given to :func:`register_block`.
+        filter_fn: ``filter_fn(block, name) -> bool``; only blocks it accepts are patched.
+        strict: raise if a block found cannot run fused, or if none is found.
+
+    Returns:
+        ``model`` itself.
+
+    Raises:
+        EffnetFastError: ``model`` is not a module; with ``strict``, the blocks that cannot run fused and why.
+            The model is left as it was.
+    """
+    if not isinstance(model, nn.Module):
+        raise EffnetFastError(f"patch: model must be a torch.nn.Module, got {type(model).__name__}")
+    found = [
+        (name, block)
+        for name, block in model.named_modules()
+        if find_adapter(original_class(block)) is not None and (filter_fn is None or filter_fn(block, name))
+    ]
+    if strict:
+        _refuse_unsupported(model, found)
+    for _, block in found:
+        if not is_patched(block):
+            block.__class__ = fused_class(type(block))
+    return model
+
+
+def _refuse_unsupported(model: nn.Module, found: list[tuple[str, nn.Module]]) -> None:
+    if not found:
+        raise EffnetFastError(f"patch: no MBConv block found in {type(model).__name__}")
+    rows = [row for row in (_row(name, block) for name, block in found) if row.state == "eager"]
+    if rows:
+        more = f" and {len(rows) - 1} more" if len(rows) > 1 else ""
+        raise EffnetFastError(f"patch: {rows[0].name or 'the model'} cannot run fused: {rows[0].reason}{more}")
+
+
+def unpatch(model: Model) -> Model:
+    """Undo :func:`patch`, in place; returns ``model``. Blocks that are not patched stay as they are."""
+    for block in model.modules():
+        if is_patched(block):
+            block.__class__ = original_class(block)
+    return model
+
+
+class ReportRow(NamedTuple):
+    """One block: its name in the model, its class, "fused" or "eager", the backends, and why if eager."""
+
+    name: str
+    kind: str
+    state: str
+    backend: str
+    reason: str
+
+
+class Report(NamedTuple):
+    """What :func:`report` found; printing it gives a table."""
+
+    rows: list[ReportRow]
+
+    @property
+    def fused(self) -> int:
+        return sum(row.state == "fused" for row in self.rows)
+
+    def as_dicts(self) -> list[dict[str, str]]:
+        return [row._asdict() for row in self.rows]
+
+    def __str__(self) -> str:
+        lines = [ReportRow("block", "class", "runs", "backend", "reason"), *self.rows]
+        widths = [max(len(row[i]) for row in lines) for i in range(4)]
+        body = "\n".join(
+            "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row.reason]).rstrip()
+            for row in lines
+        )
+        return f"{body}\n{self.fused} of {len(self.rows)} blocks fused"
+
+
+def report(model: nn.Module) -> Report:
+    """For every MBConv block: fused or eager now, on which backend, and why not.
+
+    "Now" is the mode (training or not), device and dtype the model is in; ``torch.no_grad`` is taken into account.
+
+    Raises:
+        EffnetFastError: ``model`` is not a module.
+    """
+    if not isinstance(model, nn.Module):
+        raise EffnetFastError(f"report: model must be a torch.nn.Module, got {type(model).__name__}")
+    return Report(
+        [
+            _row(name, block, must_be_patched=True)
+            for name, block in model.named_modules()
+            if find_adapter(original_class(block)) is not None
+        ]
+    )
+
+
+def _row(name: str, block: nn.Module, must_be_patched: bool = False) -> ReportRow:
+    kind = original_class(block).__name__
+    if must_be_patched and not is_patched(block):
+        return ReportRow(name, kind, "eager", "", "not patched")
+    try:
+        parts = read_parts(block)
+        weight = parts.project.conv.weight
+        # A tensor without gradient in its place: only the parameters decide between inference and training.
+        probe = torch.empty(0, dtype=weight.dtype, device=weight.device)
+        training = fused.needs_backward(parts, probe)
+        return ReportRow(name, kind, "fused", fused.plan(parts, weight.device, fused.compute_dtype(probe), training), "")
+    except UnsupportedBlockError as error:
+        return ReportRow(name, kind, "eager", "", str(error))

@@ -1,0 +1,118 @@
+"""Which adapter knows which kind of block, and the fused subclass made for it.
+
+A block is patched by swapping its ``__class__`` for a subclass: parameters, buffers, state_dict keys and
+``isinstance`` stay, and unlike a bound ``forward`` the change survives ``copy.deepcopy``, ``torch.save`` of the
+module and ``DataParallel`` replicas.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..errors import EffnetFastError, UnsupportedBlockError
+from ..nn import fused
+from ..nn.parts import MBConvParts, check_inside, check_parts
+
+#: block and what its forward received besides ``x`` -> its parts; raises UnsupportedBlockError.
+Adapter = Callable[..., MBConvParts]
+
+#: Blocks of other libraries, named so that nothing has to be imported: (module, class) -> our module with ``parts``.
+_KNOWN = {
+    ("effnet_fast.nn.mbconv", "MBConv"): "effnet_fast.patching.torchvision",
+    ("torchvision.models.efficientnet", "MBConv"): "effnet_fast.patching.torchvision",
+    ("efficientnet_pytorch.model", "MBConvBlock"): "effnet_fast.patching.efficientnet_pytorch",
+    ("efficientnet_lite_pytorch.model", "MBConvBlock"): "effnet_fast.patching.efficientnet_pytorch",
+}
+
+_adapters: dict[type[nn.Module], Adapter] = {}
+_subclasses: dict[type[nn.Module], type[nn.Module]] = {}
+
+
+def register_block(block_class: type[nn.Module], adapter: Adapter) -> None:
+    """Teach :func:`effnet_fast.patch` a block class of your own.
+
+    Args:
+        block_class: the module class, exactly (subclasses are not matched: they may compute something else).
+        adapter: ``adapter(block, *args, **kwargs) -> MBConvParts``, given what the block's ``forward`` received
+            after ``x``. It raises :class:`UnsupportedBlockError` with the reason where a block cannot run fused.
+            It runs at every forward, so that replaced submodules are seen: keep it to attribute look-ups.
+    """
+    if not (isinstance(block_class, type) and issubclass(block_class, nn.Module)):
+        raise EffnetFastError(f"register_block: block_class must be a subclass of nn.Module, got {block_class!r}")
+    if not callable(adapter):
+        raise EffnetFastError(f"register_block: adapter must be callable, got {type(adapter).__name__}")
+    _adapters[block_class] = adapter
+
+
+def original_class(module: nn.Module) -> type[nn.Module]:
+    """The class a module had before it was patched."""
+    return getattr(type(module), "_effnet_fast_original", type(module))
+
+
+def is_patched(module: nn.Module) -> bool:
+    return isinstance(module, FusedBlock)
+
+
+def find_adapter(block_class: type[nn.Module]) -> Adapter | None:
+    """The adapter for exactly this class, or ``None``."""
+    adapter = _adapters.get(block_class)
+    if adapter is None:
+        module = _KNOWN.get((block_class.__module__, block_class.__qualname__))
+        if module is not None:
+            adapter = _adapters[block_class] = importlib.import_module(module).parts
+    return adapter
+
+
+def read_parts(block: nn.Module, *args: Any, **kwargs: Any) -> MBConvParts:
+    """The block's parts, if it may run fused now.
+
+    Raises:
+        UnsupportedBlockError: the reason it may not.
+    """
+    adapter = find_adapter(original_class(block))
+    if adapter is None:
+        raise UnsupportedBlockError(f"no adapter knows {type(block).__name__}")
+    parts = adapter(block, *args, **kwargs)
+    check_parts(parts)
+    check_inside(block)
+    return parts
+
+
+class FusedBlock(nn.Module):
+    """First base of every patched block: runs fused where possible, else the original class's forward."""
+
+    _effnet_fast_original: type[nn.Module]
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if not fused.tracing(x):
+            try:
+                return fused.run(read_parts(self, *args, **kwargs), x)
+            except UnsupportedBlockError:
+                pass
+        return super().forward(x, *args, **kwargs)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # Pickle finds classes by name and this one is made at run time: name the original instead.
+        return _rebuild, (self._effnet_fast_original,), self.__dict__
+
+    def _get_name(self) -> str:
+        return f"{self._effnet_fast_original.__name__}[effnet_fast]"
+
+
+def fused_class(block_class: type[nn.Module]) -> type[nn.Module]:
+    """The fused subclass of a block class, made once."""
+    subclass = _subclasses.get(block_class)
+    if subclass is None:
+        namespace = {"_effnet_fast_original": block_class, "__doc__": block_class.__doc__}
+        namespace |= {"__module__": __name__, "__qualname__": f"Fused{block_class.__name__}"}
+        subclass = _subclasses[block_class] = type(f"Fused{block_class.__name__}", (FusedBlock, block_class), namespace)
+    return subclass
+
+
+def _rebuild(block_class: type[nn.Module]) -> nn.Module:
+    subclass = fused_class(block_class)
+    return subclass.__new__(subclass)
