@@ -9,8 +9,7 @@ STABLE_TORCH_LIBRARY(effnet_fast_native, m) {
       "depthwise(Tensor x, Tensor weight, int stride, int[] padding, Tensor? in_scale, Tensor? in_shift, int in_act, "
       "Tensor? scale, Tensor? shift, int act, bool pool) -> (Tensor, Tensor)");
   m.def("batch_norm_fold(Tensor? weight, Tensor? bias, Tensor mean, Tensor var, float eps) -> Tensor");
-  m.def(
-      "squeeze_excite(Tensor pooled, Tensor w1, Tensor? b1, Tensor w2, Tensor? b2, int act, int gate_act) -> Tensor");
+  m.def("squeeze_excite(Tensor pooled, Tensor w1, Tensor? b1, Tensor w2, Tensor? b2, int act, int gate_act) -> Tensor");
   // act(scale * x + shift) * multiplier + residual, with the mean over the image; y is empty unless written.
   m.def(
       "elementwise(Tensor x, Tensor? scale, Tensor? shift, int act, Tensor? multiplier, Tensor? residual, bool pool, "
@@ -18,6 +17,7 @@ STABLE_TORCH_LIBRARY(effnet_fast_native, m) {
   m.def(
       "elementwise_(Tensor(a!) x, Tensor? scale, Tensor? shift, int act, Tensor? multiplier, Tensor? residual, "
       "bool pool) -> Tensor");
-  // Forces an instruction set of the CPU kernels (0 baseline, 1 AVX2, 2 AVX-512; negative asks) and returns the one in use.
+  // Forces an instruction set of the CPU kernels (0 baseline, 1 AVX2, 2 AVX-512, 3 AVX-512 with BF16; negative asks)
+  // and returns the one in use.
   m.def("cpu_isa(int requested) -> int");
 }

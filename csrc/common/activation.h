@@ -8,7 +8,8 @@
 #if defined(__CUDACC__)
 #define EFFNET_HOST_DEVICE __host__ __device__ __forceinline__
 #else
-// Always inlined: files compiled for several instruction sets include this, and the linker must not choose among copies.
+// Always inlined: files compiled for several instruction sets include this, and the linker must not choose among
+// copies.
 #define EFFNET_HOST_DEVICE inline __attribute__((always_inline))
 #endif
 
@@ -43,8 +44,8 @@ EFFNET_HOST_DEVICE T sigmoid(T x) {
   return T(1.0f) / (T(1.0f) + exponential(-x));
 }
 
-// x / (1 + exp(-x)) rather than x * sigmoid(x): one rounding fewer, and the limits at +-large x are exact. At -inf it is
-// NaN, as torch.nn.functional.silu is.
+// x / (1 + exp(-x)) rather than x * sigmoid(x): one rounding fewer, and the limits at +-large x are exact. At -inf it
+// is NaN, as torch.nn.functional.silu is.
 template <class T>
 EFFNET_HOST_DEVICE T silu(T x) {
   return x / (T(1.0f) + exponential(-x));

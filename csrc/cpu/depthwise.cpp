@@ -11,15 +11,12 @@ int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 // kernel - stride rows they share with their neighbour costs much.
 constexpr int64_t kTasksPerImage = 32;
 constexpr int64_t kMinBandRows = 8;
-// 32 channels: whole 64-byte lines of bfloat16.
-constexpr int64_t kChunk = 32;
 
 }  // namespace
 
 DepthwisePlan plan_depthwise(const DepthwiseParams& p) {
   DepthwisePlan plan{};
-  plan.chunk = kChunk;
-  plan.chunks = divide_up(p.channels, plan.chunk);
+  plan.chunks = divide_up(p.channels, kChunk);
   const int64_t wanted_bands = divide_up(kTasksPerImage, std::max<int64_t>(plan.chunks, 1));
   const int64_t rows = std::max(divide_up(p.out_height, wanted_bands), kMinBandRows);
   // Bands of nearly equal height: 56 rows in bands of 8, not 7 of 8 and a remainder.
@@ -28,10 +25,10 @@ DepthwisePlan plan_depthwise(const DepthwiseParams& p) {
   plan.bands = plan.band_rows > 0 ? divide_up(p.out_height, plan.band_rows) : 1;
   plan.ring_columns = p.out_width > 0 ? (p.out_width - 1) * p.stride + p.kernel : 0;
 
-  const int64_t ring = p.kernel * plan.ring_columns * plan.chunk;
-  const int64_t weights = int64_t{p.kernel} * p.kernel * plan.chunk;
-  const int64_t affines_and_sum = 5 * plan.chunk;
-  const int64_t row = p.out_width * plan.chunk;
+  const int64_t ring = p.kernel * plan.ring_columns * kChunk;
+  const int64_t weights = int64_t{p.kernel} * p.kernel * kChunk;
+  const int64_t affines_and_sum = 5 * kChunk;
+  const int64_t row = p.out_width * kChunk;
   plan.scratch_floats = ring + weights + affines_and_sum + row;
   return plan;
 }

@@ -1,8 +1,10 @@
 // Depthwise convolution over NHWC, one task at a time; compiled once per instruction set.
 //
 // Input rows pass once through the prologue into a ring of `kernel` fp32 rows that stays in cache, already padded left
-// and right, so that the inner loop has no predicate. Rows outside the image are left out of the sum altogether.
+// and right, so that the inner loop has no predicate. Rows outside the image are left out of the sum altogether. Where
+// nothing happens to the input (fp32, no prologue, no padding) the inner loop reads it in place.
 #include <algorithm>
+#include <type_traits>
 
 #include "depthwise.h"
 #include "vec.h"
@@ -14,25 +16,38 @@ namespace {
 // registers of AVX2 up to 7x7, and eight independent chains hide the latency of a fused multiply-add.
 constexpr int kMaxColumns = 8;
 
-// What one output row needs of the ring: the input rows inside the image and the weights that go with them.
+// What one output row needs: the input rows inside the image and the weights that go with them. `rows` point at the
+// input column under the first output column's first tap; columns are `column_stride` floats apart.
 struct Taps {
   int count;
+  int64_t column_stride;
   const float* rows[7];
   const float* weights[7];
+  // The input row that comes next, fetched ahead: its pixels are too far apart for the hardware to foresee (32 channels
+  // of 112 x 112: 188 to 120 us). A hint: that it may point outside x at the right edge does no harm.
+  const char* next_row;
+  int64_t next_stride;
 };
 
 template <int kKernel, int kStride, int kColumns>
-inline void convolve_block(const Taps& taps, int64_t column, int64_t chunk, float* out) {
+inline __attribute__((always_inline)) void convolve_block(const Taps& taps, int64_t column, float* out) {
   Vec sums[kColumns];
+#pragma GCC unroll 8
   for (int i = 0; i < kColumns; ++i) sums[i] = Vec(0.0f);
+#pragma GCC unroll 16
+  for (int i = 0; i < kColumns * kStride; ++i) {
+    __builtin_prefetch(taps.next_row + (column * kStride + i) * taps.next_stride, 0, 2);
+  }
   for (int tap = 0; tap < taps.count; ++tap) {
-    const float* row = taps.rows[tap] + column * kStride * chunk;
+    const float* row = taps.rows[tap] + column * kStride * taps.column_stride;
     Vec weights[kKernel];
 #pragma GCC unroll 8
-    for (int k = 0; k < kKernel; ++k) weights[k] = load(taps.weights[tap] + k * chunk);
+    for (int k = 0; k < kKernel; ++k) weights[k] = load(taps.weights[tap] + k * kChunk);
 #pragma GCC unroll 32
     for (int j = 0; j < (kColumns - 1) * kStride + kKernel; ++j) {
-      const Vec x = load(row + j * chunk);
+      Vec x = load(row);
+      keep_in_register(x);
+      row += taps.column_stride;
 #pragma GCC unroll 8
       for (int i = 0; i < kColumns; ++i) {
         const int k = j - i * kStride;
@@ -44,18 +59,18 @@ inline void convolve_block(const Taps& taps, int64_t column, int64_t chunk, floa
   for (int i = 0; i < kColumns; ++i) store(out + (column + i) * kLanes, sums[i]);
 }
 
-// One output row of kLanes channels: out[columns][kLanes].
+// Output columns [0, columns) of one row, kLanes channels: out[columns][kLanes].
 template <int kKernel, int kStride>
-void convolve_row(const Taps& taps, int64_t columns, int64_t chunk, float* out) {
+void convolve_row(const Taps& taps, int64_t columns, float* out) {
   const int64_t blocks = (columns + kMaxColumns - 1) / kMaxColumns;
   int64_t column = 0;
   for (int64_t block = 0; block < blocks; ++block) {
     // Nearly equal blocks: 12 columns are 6 + 6 rather than 8 + 4.
     const int64_t end = (block + 1) * columns / blocks;
     switch (end - column) {
-#define EFFNET_COLUMNS(n)                                                    \
-  case n:                                                                    \
-    convolve_block<kKernel, kStride, n>(taps, column, chunk, out);           \
+#define EFFNET_COLUMNS(n)                                   \
+  case n:                                                   \
+    convolve_block<kKernel, kStride, n>(taps, column, out); \
     break;
       EFFNET_COLUMNS(1)
       EFFNET_COLUMNS(2)
@@ -71,17 +86,17 @@ void convolve_row(const Taps& taps, int64_t columns, int64_t chunk, float* out) 
   }
 }
 
-// to[columns][chunk] = act(scale * from + shift), channels at `from_stride` apart per column; lanes past `channels` are
-// computed from zeros and never reach y.
+// to[columns][kChunk] = act(scale * from + shift), channels at `from_stride` apart per column; lanes past `channels`
+// are computed from zeros and never reach y.
 template <class T, Activation kAct, bool kPlain>
-void load_row(const T* from, int64_t from_stride, int64_t columns, int64_t channels, int64_t chunk, const float* scale,
+void load_row(const T* from, int64_t from_stride, int64_t columns, int64_t channels, const float* scale,
               const float* shift, float* to) {
   for (int64_t column = 0; column < columns; ++column) {
     for (int64_t c = 0; c < channels; c += kLanes) {
       const int count = static_cast<int>(std::min<int64_t>(kLanes, channels - c));
       Vec x = load_lanes(from + column * from_stride + c, count);
       if constexpr (!kPlain) x = activate<kAct>(multiply_add(x, load(scale + c), load(shift + c)));
-      store(to + column * chunk + c, x);
+      store(to + column * kChunk + c, x);
     }
   }
 }
@@ -128,22 +143,18 @@ StoreRow<T> select_store_row(Activation act) {
   return with_activation(act, [](auto known) -> StoreRow<T> { return store_row<T, known.value>; });
 }
 
-// weights[kernel * kernel][chunk] in fp32, zero past `channels`.
+// weights[kernel * kernel][kChunk] in fp32, zero past `channels`.
 template <class W>
-void pack_weights(const DepthwiseParams& p, int64_t first_channel, int64_t channels, int64_t chunk, float* weights) {
+void pack_weights(const DepthwiseParams& p, int64_t first_channel, int64_t channels, float* weights) {
   const W* from = static_cast<const W*>(p.weight) + first_channel * p.weight_channel_stride;
   for (int row = 0; row < p.kernel; ++row) {
     for (int col = 0; col < p.kernel; ++col) {
       const W* tap = from + row * p.weight_row_stride + col * p.weight_col_stride;
-      float* to = weights + (row * p.kernel + col) * chunk;
+      float* to = weights + (row * p.kernel + col) * kChunk;
       for (int64_t c = 0; c < channels; ++c) to[c] = as_float(tap[c * p.weight_channel_stride]);
-      for (int64_t c = channels; c < chunk; ++c) to[c] = 0.0f;
+      for (int64_t c = channels; c < kChunk; ++c) to[c] = 0.0f;
     }
   }
-}
-
-void copy_or_fill(const float* from, float otherwise, int64_t channels, int64_t chunk, float* to) {
-  for (int64_t c = 0; c < chunk; ++c) to[c] = c < channels && from != nullptr ? from[c] : otherwise;
 }
 
 // Where a thread's scratch memory goes.
@@ -156,83 +167,158 @@ struct Scratch {
       memory += floats;
       return taken;
     };
-    ring = take(p.kernel * plan.ring_columns * plan.chunk);
-    weights = take(int64_t{p.kernel} * p.kernel * plan.chunk);
-    in_scale = take(plan.chunk);
-    in_shift = take(plan.chunk);
-    scale = take(plan.chunk);
-    shift = take(plan.chunk);
-    sums = take(plan.chunk);
+    ring = take(p.kernel * plan.ring_columns * kChunk);
+    weights = take(int64_t{p.kernel} * p.kernel * kChunk);
+    in_scale = take(kChunk);
+    in_shift = take(kChunk);
+    scale = take(kChunk);
+    shift = take(kChunk);
+    sums = take(kChunk);
     row = take(p.out_width * kLanes);
   }
 };
 
+// Output columns [first, last) whose input is read from x itself or from the ring.
+struct Segment {
+  int64_t first, last;
+  bool direct;
+};
+
 template <class T>
-void run_task(const DepthwiseParams& p, const DepthwisePlan& plan, int64_t task, const Scratch& scratch) {
-  const int64_t chunk = plan.chunk;
-  const int64_t first_channel = task % plan.chunks * chunk;
-  const int64_t band = task / plan.chunks % plan.bands;
-  const int64_t image = task / plan.chunks / plan.bands;
-  const int64_t channels = std::min(chunk, p.channels - first_channel);
-  const int64_t first_row = band * plan.band_rows;
-  const int64_t last_row = std::min(first_row + plan.band_rows, p.out_height);
-
-  const ConvolveRow convolve = select_convolve_row(p.kernel, p.stride);
-  const LoadRow<T> load_input = select_load_row<T>(p.in_act, p.in_scale != nullptr || p.in_shift != nullptr);
-  const StoreRow<T> store_output = select_store_row<T>(p.act);
-
-  if (p.weight_dtype == DType::kFloat32) {
-    pack_weights<float>(p, first_channel, channels, chunk, scratch.weights);
-  } else {
-    pack_weights<BFloat16>(p, first_channel, channels, chunk, scratch.weights);
-  }
-  const auto part = [&](const float* all) { return all == nullptr ? nullptr : all + first_channel; };
-  copy_or_fill(part(p.in_scale), 1.0f, channels, chunk, scratch.in_scale);
-  copy_or_fill(part(p.in_shift), 0.0f, channels, chunk, scratch.in_shift);
-  copy_or_fill(part(p.scale), 1.0f, channels, chunk, scratch.scale);
-  copy_or_fill(part(p.shift), 0.0f, channels, chunk, scratch.shift);
-  for (int64_t c = 0; c < chunk; ++c) scratch.sums[c] = 0.0f;
-
-  const auto ring_row = [&](int64_t row) { return scratch.ring + row % p.kernel * plan.ring_columns * chunk; };
-  // Input columns [0, used_columns) appear in the ring after pad_left columns; the others there are zero and stay so.
-  const int64_t left = std::min(p.pad_left, plan.ring_columns);
-  const int64_t used_columns = std::min(p.width, plan.ring_columns - left);
-  const int64_t right = plan.ring_columns - left - used_columns;
-  for (int row = 0; row < p.kernel; ++row) {
-    std::memset(ring_row(row), 0, sizeof(float) * left * chunk);
-    std::memset(ring_row(row) + (left + used_columns) * chunk, 0, sizeof(float) * right * chunk);
+class Task {
+ public:
+  Task(const DepthwiseParams& p, const DepthwisePlan& plan, int64_t task, const Scratch& scratch)
+      : p_(p), plan_(plan), scratch_(scratch) {
+    first_channel_ = task % plan.chunks * kChunk;
+    channels_ = std::min(kChunk, p.channels - first_channel_);
+    band_ = task / plan.chunks % plan.bands;
+    image_ = task / plan.chunks / plan.bands;
+    x_ = static_cast<const T*>(p.x) + image_ * p.x_batch_stride + first_channel_;
+    y_ = static_cast<T*>(p.y) + image_ * p.out_height * p.out_width * p.channels + first_channel_;
+    left_ = std::min(p.pad_left, plan.ring_columns);
+    used_columns_ = std::min(p.width, plan.ring_columns - left_);
+    plan_segments();
   }
 
-  const T* x = static_cast<const T*>(p.x) + image * p.x_batch_stride + first_channel;
-  T* y = static_cast<T*>(p.y) + image * p.out_height * p.out_width * p.channels + first_channel;
-  int64_t next_input_row = std::max<int64_t>(0, first_row * p.stride - p.pad_top);
-
-  for (int64_t out_row = first_row; out_row < last_row; ++out_row) {
-    const int64_t top = out_row * p.stride - p.pad_top;
-    const int64_t bottom = std::min(top + p.kernel, p.height);
-    for (; next_input_row < bottom; ++next_input_row) {
-      load_input(x + next_input_row * p.x_row_stride, p.x_col_stride, used_columns, channels, chunk, scratch.in_scale,
-                 scratch.in_shift, ring_row(next_input_row) + left * chunk);
+  void run() {
+    prepare_scratch();
+    const int64_t first_row = band_ * plan_.band_rows;
+    const int64_t last_row = std::min(first_row + plan_.band_rows, p_.out_height);
+    int64_t next_input_row = std::max<int64_t>(0, first_row * p_.stride - p_.pad_top);
+    for (int64_t row = first_row; row < last_row; ++row) {
+      const int64_t bottom = std::min(row * p_.stride - p_.pad_top + p_.kernel, p_.height);
+      for (; next_input_row < bottom; ++next_input_row) fill_ring(next_input_row);
+      for (int64_t c = 0; c < channels_; c += kLanes) compute_row(row, bottom, c);
     }
-    const int64_t first_valid = std::max<int64_t>(top, 0);
-    for (int64_t c = 0; c < channels; c += kLanes) {
-      Taps taps{};
-      for (int64_t row = first_valid; row < bottom; ++row) {
-        taps.rows[taps.count] = ring_row(row) + c;
-        taps.weights[taps.count++] = scratch.weights + (row - top) * p.kernel * chunk + c;
+    if (p_.pooled == nullptr) return;
+    float* sums = plan_.partial_sums + (image_ * plan_.bands + band_) * p_.channels + first_channel_;
+    for (int64_t c = 0; c < channels_; ++c) sums[c] = scratch_.sums[c];
+  }
+
+ private:
+  // Without a prologue fp32 needs no ring where no tap is in the padding: 1.3 ns less for a vector of outputs. A
+  // partial vector would read past the last channel of the tensor.
+  void plan_segments() {
+    const bool plain = p_.in_act == Activation::kNone && p_.in_scale == nullptr && p_.in_shift == nullptr;
+    const int64_t room = p_.width + p_.pad_left - p_.kernel;
+    if (std::is_same_v<T, float> && plain && channels_ % kLanes == 0 && room >= 0) {
+      const int64_t first = std::min((p_.pad_left + p_.stride - 1) / p_.stride, p_.out_width);
+      const int64_t last = std::min(room / p_.stride + 1, p_.out_width);
+      if (first < last) {
+        add_segment({0, first, false});
+        add_segment({first, last, true});
+        add_segment({last, p_.out_width, false});
+        return;
       }
-      convolve(taps, p.out_width, chunk, scratch.row);
-      const int count = static_cast<int>(std::min<int64_t>(kLanes, channels - c));
-      const Vec sum = store_output(scratch.row, p.out_width, p.channels, count, load(scratch.scale + c),
-                                   load(scratch.shift + c), y + out_row * p.out_width * p.channels + c);
-      store(scratch.sums + c, load(scratch.sums + c) + sum);
+    }
+    add_segment({0, p_.out_width, false});
+  }
+
+  void add_segment(Segment segment) {
+    if (segment.first < segment.last) segments_[segment_count_++] = segment;
+  }
+
+  float* ring_row(int64_t row) const { return scratch_.ring + row % p_.kernel * plan_.ring_columns * kChunk; }
+
+  void prepare_scratch() {
+    if (p_.weight_dtype == DType::kFloat32) {
+      pack_weights<float>(p_, first_channel_, channels_, scratch_.weights);
+    } else {
+      pack_weights<BFloat16>(p_, first_channel_, channels_, scratch_.weights);
+    }
+    copy_or_fill(p_.in_scale, 1.0f, scratch_.in_scale);
+    copy_or_fill(p_.in_shift, 0.0f, scratch_.in_shift);
+    copy_or_fill(p_.scale, 1.0f, scratch_.scale);
+    copy_or_fill(p_.shift, 0.0f, scratch_.shift);
+    std::memset(scratch_.sums, 0, sizeof(float) * kChunk);
+    // Input columns [0, used_columns) appear in the ring after `left` columns; the others there are zero and stay so.
+    const int64_t right = plan_.ring_columns - left_ - used_columns_;
+    for (int row = 0; row < p_.kernel; ++row) {
+      std::memset(ring_row(row), 0, sizeof(float) * left_ * kChunk);
+      std::memset(ring_row(row) + (left_ + used_columns_) * kChunk, 0, sizeof(float) * right * kChunk);
     }
   }
-  if (p.pooled != nullptr) {
-    float* sums = plan.partial_sums + (image * plan.bands + band) * p.channels + first_channel;
-    for (int64_t c = 0; c < channels; ++c) sums[c] = scratch.sums[c];
+
+  void copy_or_fill(const float* vector, float otherwise, float* to) const {
+    for (int64_t c = 0; c < kChunk; ++c) {
+      to[c] = c < channels_ && vector != nullptr ? vector[first_channel_ + c] : otherwise;
+    }
   }
-}
+
+  void fill_ring(int64_t row) {
+    for (int i = 0; i < segment_count_; ++i) {
+      if (segments_[i].direct) continue;
+      const int64_t first = std::max(segments_[i].first * p_.stride, left_);
+      const int64_t last = std::min((segments_[i].last - 1) * p_.stride + p_.kernel, left_ + used_columns_);
+      if (first >= last) continue;
+      load_input_(x_ + row * p_.x_row_stride + (first - left_) * p_.x_col_stride, p_.x_col_stride, last - first,
+                  channels_, scratch_.in_scale, scratch_.in_shift, ring_row(row) + first * kChunk);
+    }
+  }
+
+  // Where segment's first column reads its first tap of input row `row`.
+  const float* tap_row(const Segment& segment, int64_t row) const {
+    const int64_t column = segment.first * p_.stride;
+    if constexpr (std::is_same_v<T, float>) {
+      if (segment.direct) return x_ + row * p_.x_row_stride + (column - p_.pad_left) * p_.x_col_stride;
+    }
+    return ring_row(row) + column * kChunk;
+  }
+
+  void compute_row(int64_t out_row, int64_t bottom, int64_t c) {
+    const int64_t top = out_row * p_.stride - p_.pad_top;
+    for (int i = 0; i < segment_count_; ++i) {
+      Taps taps{};
+      taps.column_stride = segments_[i].direct ? p_.x_col_stride : kChunk;
+      const int64_t next_row = std::max<int64_t>(std::min(bottom + p_.stride - 1, p_.height - 1), 0);
+      const int64_t column = std::max<int64_t>(segments_[i].first * p_.stride - p_.pad_left, 0);
+      taps.next_row = reinterpret_cast<const char*>(x_ + next_row * p_.x_row_stride + column * p_.x_col_stride + c);
+      taps.next_stride = p_.x_col_stride * static_cast<int64_t>(sizeof(T));
+      for (int64_t row = std::max<int64_t>(top, 0); row < bottom; ++row) {
+        taps.rows[taps.count] = tap_row(segments_[i], row) + c;
+        taps.weights[taps.count++] = scratch_.weights + (row - top) * p_.kernel * kChunk + c;
+      }
+      convolve_(taps, segments_[i].last - segments_[i].first, scratch_.row + segments_[i].first * kLanes);
+    }
+    const int count = static_cast<int>(std::min<int64_t>(kLanes, channels_ - c));
+    const Vec sum = store_output_(scratch_.row, p_.out_width, p_.channels, count, load(scratch_.scale + c),
+                                  load(scratch_.shift + c), y_ + out_row * p_.out_width * p_.channels + c);
+    store(scratch_.sums + c, load(scratch_.sums + c) + sum);
+  }
+
+  const DepthwiseParams& p_;
+  const DepthwisePlan& plan_;
+  const Scratch& scratch_;
+  const ConvolveRow convolve_ = select_convolve_row(p_.kernel, p_.stride);
+  const LoadRow<T> load_input_ = select_load_row<T>(p_.in_act, p_.in_scale != nullptr || p_.in_shift != nullptr);
+  const StoreRow<T> store_output_ = select_store_row<T>(p_.act);
+  const T* x_;
+  T* y_;
+  int64_t first_channel_, channels_, band_, image_;
+  int64_t left_, used_columns_;
+  Segment segments_[3];
+  int segment_count_ = 0;
+};
 
 }  // namespace
 
@@ -240,9 +326,9 @@ void depthwise_tasks(const DepthwiseParams& p, const DepthwisePlan& plan, int64_
   const Scratch scratch(p, plan, memory);
   for (int64_t task = begin; task < end; ++task) {
     if (p.dtype == DType::kFloat32) {
-      run_task<float>(p, plan, task, scratch);
+      Task<float>(p, plan, task, scratch).run();
     } else {
-      run_task<BFloat16>(p, plan, task, scratch);
+      Task<BFloat16>(p, plan, task, scratch).run();
     }
   }
 }

@@ -1,6 +1,5 @@
 // The elementwise pass and the small fully connected layers of squeeze-and-excite; compiled once per instruction set.
 #include "elementwise.h"
-
 #include "vec.h"
 
 namespace effnet::cpu::EFFNET_ISA {

@@ -8,12 +8,14 @@
 namespace effnet::cpu {
 namespace {
 
+constexpr const char* kNames[kIsaCount] = {"baseline", "avx2", "avx512", "avx512bf16"};
+
 Isa initial_isa() {
   const Isa best = supported_isa();
   const char* wanted = std::getenv("EFFNET_FAST_CPU_ISA");
-  if (wanted == nullptr) return best;
-  if (std::strcmp(wanted, "baseline") == 0) return Isa::kBaseline;
-  if (std::strcmp(wanted, "avx2") == 0) return std::min(best, Isa::kAvx2);
+  for (int i = 0; wanted != nullptr && i < kIsaCount; ++i) {
+    if (std::strcmp(wanted, kNames[i]) == 0) return std::min(best, static_cast<Isa>(i));
+  }
   return best;
 }
 
@@ -25,16 +27,26 @@ std::atomic<Isa>& current_isa() {
 }  // namespace
 
 Isa supported_isa() {
-#if defined(__x86_64__)
+  Isa best = Isa::kBaseline;
+#if defined(EFFNET_HAVE_AVX2)
   __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-      __builtin_cpu_supports("avx512vl")) {
-    return Isa::kAvx512;
-  }
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return Isa::kAvx2;
+  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return best;
+  best = Isa::kAvx2;
 #endif
-  return Isa::kBaseline;
+#if defined(EFFNET_HAVE_AVX512)
+  if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") ||
+      !__builtin_cpu_supports("avx512dq") || !__builtin_cpu_supports("avx512vl")) {
+    return best;
+  }
+  best = Isa::kAvx512;
+#endif
+#if defined(EFFNET_HAVE_AVX512BF16)
+  if (__builtin_cpu_supports("avx512bf16")) best = Isa::kAvx512Bf16;
+#endif
+  return best;
 }
+
+const char* isa_name(Isa isa) { return kNames[static_cast<int>(isa)]; }
 
 Isa active_isa() { return current_isa().load(std::memory_order_relaxed); }
 

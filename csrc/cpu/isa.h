@@ -4,37 +4,63 @@
 namespace effnet::cpu {
 
 // Ordered: each one implies those before it. The numbers are those of the op `cpu_isa`.
-enum class Isa : int { kBaseline = 0, kAvx2 = 1, kAvx512 = 2 };
+enum class Isa : int { kBaseline = 0, kAvx2 = 1, kAvx512 = 2, kAvx512Bf16 = 3 };
+constexpr int kIsaCount = 4;
 
-#if defined(__x86_64__) || defined(_M_X64)
-#define EFFNET_DECLARE_PER_ISA(Type, name) \
-  namespace baseline {                     \
-  Type name;                               \
-  }                                        \
-  namespace avx2 {                         \
-  Type name;                               \
-  }                                        \
-  namespace avx512 {                       \
-  Type name;                               \
+// Which copies exist is the build's decision (an old compiler lacks the newest); EFFNET_HAVE_<ISA> says so.
+#if defined(EFFNET_HAVE_AVX2)
+#define EFFNET_DECLARE_AVX2(Type, name) \
+  namespace avx2 {                      \
+  Type name;                            \
   }
-#define EFFNET_SELECT_ISA(name)                        \
-  (active_isa() == Isa::kAvx512 ? &avx512::name        \
-   : active_isa() == Isa::kAvx2 ? &avx2::name          \
-                                : &baseline::name)
+#define EFFNET_CASE_AVX2(name) active_isa() == Isa::kAvx2 ? &avx2::name:
 #else
+#define EFFNET_DECLARE_AVX2(Type, name)
+#define EFFNET_CASE_AVX2(name)
+#endif
+#if defined(EFFNET_HAVE_AVX512)
+#define EFFNET_DECLARE_AVX512(Type, name) \
+  namespace avx512 {                      \
+  Type name;                              \
+  }
+#define EFFNET_CASE_AVX512(name) active_isa() == Isa::kAvx512 ? &avx512::name:
+#else
+#define EFFNET_DECLARE_AVX512(Type, name)
+#define EFFNET_CASE_AVX512(name)
+#endif
+#if defined(EFFNET_HAVE_AVX512BF16)
+#define EFFNET_DECLARE_AVX512BF16(Type, name) \
+  namespace avx512bf16 {                      \
+  Type name;                                  \
+  }
+#define EFFNET_CASE_AVX512BF16(name) active_isa() == Isa::kAvx512Bf16 ? &avx512bf16::name:
+#else
+#define EFFNET_DECLARE_AVX512BF16(Type, name)
+#define EFFNET_CASE_AVX512BF16(name)
+#endif
+
+// Declares function `name` of type `Type` in the namespace of every instruction set.
 #define EFFNET_DECLARE_PER_ISA(Type, name) \
   namespace baseline {                     \
   Type name;                               \
-  }
-#define EFFNET_SELECT_ISA(name) (&baseline::name)
-#endif
+  }                                        \
+  EFFNET_DECLARE_AVX2(Type, name)          \
+  EFFNET_DECLARE_AVX512(Type, name)        \
+  EFFNET_DECLARE_AVX512BF16(Type, name)
+
+// The copy of `name` to run now.
+#define EFFNET_SELECT_ISA(name) \
+  (EFFNET_CASE_AVX512BF16(name) EFFNET_CASE_AVX512(name) EFFNET_CASE_AVX2(name) & baseline::name)
 
 // The best one this CPU and operating system can run.
 Isa supported_isa();
 
-// The one in use: EFFNET_FAST_CPU_ISA (baseline, avx2, avx512; read once) or else the best supported one. Asking for
-// more than the CPU has gives what it has.
+// The one in use: EFFNET_FAST_CPU_ISA (baseline, avx2, avx512, avx512bf16; read once) or else the best supported one.
+// Asking for more than the CPU has gives what it has.
 Isa active_isa();
+
+// Its name, as in EFFNET_FAST_CPU_ISA.
+const char* isa_name(Isa isa);
 
 // Forces an instruction set for the whole process (tests, measurements).
 void set_active_isa(Isa isa);

@@ -25,7 +25,7 @@ using OptionalTensor = std::optional<Tensor>;
 using Shape = std::vector<int64_t>;
 
 // One line that names op, argument, what was expected and what came.
-#define EFFNET_CHECK(condition, op, argument, expected, ...)                                                    \
+#define EFFNET_CHECK(condition, op, argument, expected, ...) \
   STD_TORCH_CHECK(condition, "effnet_fast.", op, ": ", argument, ": expected ", expected, ", got ", __VA_ARGS__)
 
 std::string to_text(const Tensor& t) {
@@ -73,9 +73,7 @@ struct Vectors {
 
 const torch::stable::Device kCpu(torch::headeronly::DeviceType::CPU);
 
-Tensor new_vector(const Shape& shape) {
-  return torch::stable::empty(shape, ScalarType::Float, std::nullopt, kCpu);
-}
+Tensor new_vector(const Shape& shape) { return torch::stable::empty(shape, ScalarType::Float, std::nullopt, kCpu); }
 
 Tensor new_image(const Tensor& like, const Shape& shape) {
   return torch::stable::empty(shape, like.scalar_type(), std::nullopt, kCpu, std::nullopt,
@@ -164,9 +162,8 @@ std::tuple<Tensor, Tensor> depthwise(const Tensor& x_in, const Tensor& weight, i
   const auto kernel = EFFNET_SELECT_ISA(depthwise_tasks);
   torch::stable::parallel_for(0, plan.tasks(p), 1, [&](int64_t begin, int64_t end) {
     // A thread keeps its scratch memory from call to call: fresh pages would cost more than the convolution.
-    thread_local std::unique_ptr<float[], void (*)(float*)> memory(nullptr, [](float* owned) {
-      ::operator delete[](owned, std::align_val_t{64});
-    });
+    thread_local std::unique_ptr<float[], void (*)(float*)> memory(
+        nullptr, [](float* owned) { ::operator delete[](owned, std::align_val_t{64}); });
     thread_local int64_t floats = 0;
     if (floats < plan.scratch_floats) {
       memory.reset(static_cast<float*>(
@@ -217,8 +214,7 @@ std::tuple<Tensor, Tensor> run_elementwise(const Tensor& x_in, const OptionalTen
     plan.partial_sums = partial.mutable_data_ptr<float>();
   }
   const auto kernel = EFFNET_SELECT_ISA(elementwise_tasks);
-  torch::stable::parallel_for(0, plan.tasks(p), 1,
-                              [&](int64_t begin, int64_t end) { kernel(p, plan, begin, end); });
+  torch::stable::parallel_for(0, plan.tasks(p), 1, [&](int64_t begin, int64_t end) { kernel(p, plan, begin, end); });
   if (pool) merge_sums(plan.partial_sums, p.batch, plan.bands, p.channels, p.rows, p.pooled);
   return {y, pooled};
 }
@@ -256,8 +252,7 @@ Tensor linear(const Tensor& in, const Tensor& weight_in, const OptionalTensor& b
   const auto kernel = EFFNET_SELECT_ISA(linear_tasks);
   // Below 64k multiply-adds a second thread costs more than it saves.
   const int64_t grain = std::max<int64_t>(1, (1 << 16) / std::max<int64_t>(p.inputs, 1));
-  torch::stable::parallel_for(0, p.batch * outputs, grain,
-                              [&](int64_t begin, int64_t end) { kernel(p, begin, end); });
+  torch::stable::parallel_for(0, p.batch * outputs, grain, [&](int64_t begin, int64_t end) { kernel(p, begin, end); });
   return out;
 }
 
@@ -302,7 +297,7 @@ Tensor batch_norm_fold(const OptionalTensor& weight, const OptionalTensor& bias,
 
 // The instruction set in use, after switching to `requested` unless that is negative.
 int64_t cpu_isa(int64_t requested) {
-  if (requested >= 0) set_active_isa(static_cast<Isa>(std::min<int64_t>(requested, 2)));
+  if (requested >= 0) set_active_isa(static_cast<Isa>(std::min<int64_t>(requested, kIsaCount - 1)));
   return static_cast<int64_t>(active_isa());
 }
 
