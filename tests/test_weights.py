@@ -210,7 +210,10 @@ def save_pickle(path):
 
 
 BAD_FILES = {
-    "text": (lambda p: p.write_text("<html>404 not found</html>"), "is not a readable checkpoint"),
+    "text": (
+        lambda p: p.write_text("<html>404 not found</html>"),
+        "is not a readable checkpoint: it is damaged or of another kind",
+    ),
     "empty": (lambda p: p.write_bytes(b""), "is not a readable checkpoint"),
     "random": (lambda p: p.write_bytes(bytes(range(256)) * 8), "is not a readable checkpoint"),
     "tensor": (lambda p: torch.save(torch.zeros(2), p), "holds Tensor, expected a state dict"),
@@ -238,6 +241,7 @@ def test_bad_file(kind, suffix, tmp_path):
         models.b0(weights=path)
     assert str(path) in str(raised.value)
     assert "\n" not in str(raised.value)
+    assert "weights_only" not in str(raised.value), "torch's own text advises to switch the safety off"
 
 
 def test_truncated_file(state, tmp_path):

@@ -138,10 +138,12 @@ def _torch_load(path: Path) -> Any:
 
 
 def _reason(error: Exception) -> str:
-    text = str(error)
-    if isinstance(error, pickle.UnpicklingError) and (found := re.search(r"GLOBAL (\S+)", text)):
+    # Of torch's long texts only the name is kept: they advise weights_only=False, which runs the file's code.
+    if isinstance(error, pickle.UnpicklingError) and (found := re.search(r"GLOBAL (\S+)", str(error))):
         return f"it holds {found[1]}, and only tensors are loaded, for safety; save model.state_dict() alone"
-    return f"{type(error).__name__}: {_first_line(error)}"
+    if isinstance(error, OSError):
+        return _first_line(error)
+    return "it is damaged or of another kind; expected a file of torch.save or, named .safetensors, of safetensors"
 
 
 def _first_line(error: Exception) -> str:
