@@ -19,7 +19,7 @@ def _silu_grad(n: Tensor) -> Tensor:
 
 def _hardswish_grad(n: Tensor) -> Tensor:
     inner = (n + n + 3) / 6
-    return torch.where(n < -3, torch.zeros_like(n), torch.where(n <= 3, inner, torch.ones_like(n)))
+    return torch.where(n <= -3, torch.zeros_like(n), torch.where(n < 3, inner, torch.ones_like(n)))
 
 
 def _sigmoid_grad(n: Tensor) -> Tensor:
