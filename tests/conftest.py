@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._device import _device_constructors
 
 # Not a choice of behaviour: lets tests run while csrc/ is being edited.
 KEPT = ("EFFNET_FAST_ALLOW_STALE",)
@@ -17,6 +18,9 @@ for variable in [name for name in os.environ if name.startswith("EFFNET_FAST_") 
     del os.environ[variable]
 
 SEED = 20190528
+
+# `with torch.device(...)` remembers the constructors of its first use; these must be torch's own, not poisoned ones.
+_device_constructors()
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +33,7 @@ def seed() -> int:
     except ImportError:
         pass
     else:
-        numpy.random.seed(SEED)
+        numpy.random.seed(SEED)  # noqa: NPY002 (the global generator is what libraries draw from)
     return SEED
 
 
