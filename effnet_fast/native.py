@@ -24,6 +24,8 @@ import torch
 from . import build
 
 NAMESPACE = "effnet_fast_native"
+#: Builds what can be built, and says which command adds the tools that are missing.
+REBUILD = "effnet-fast build"
 
 _lock = threading.Lock()
 _host: ModuleType | None = None
@@ -104,7 +106,7 @@ def _status(product: str) -> Status:
         _load(product, found.path)
     except (ImportError, OSError, RuntimeError) as error:
         first = (str(error).splitlines() or [type(error).__name__])[0]
-        return _refused(f"cannot load {found.path}: {first}", _rebuild(), found.path)
+        return _refused(f"cannot load {found.path}: {first}", REBUILD, found.path)
     return found._replace(loaded=True)
 
 
@@ -118,30 +120,22 @@ def _find(product: str) -> Status:
     refused: Status | None = None
     for folder in dict.fromkeys(folders):
         manifest = build.read_manifest(folder)
-        entry = manifest["products"].get(product)
+        entry, missing = manifest["products"].get(product), manifest["missing"].get(product)
+        if missing and refused is None:
+            refused = _refused(str(missing["reason"]), REBUILD)
         if entry is None:
-            missing = manifest["missing"].get(product)
-            if missing and refused is None:
-                refused = _refused(str(missing["reason"]), _rebuild(product))
             continue
         path = folder / str(entry["file"])
         if not path.is_file():
-            refused = _refused(f"{path} is listed in {build.MANIFEST} but not there", _rebuild())
+            refused = refused or _refused(f"{path} is listed in {build.MANIFEST} but not there", REBUILD)
         elif wanted not in (None, entry["sources"]) and not build.is_set("EFFNET_FAST_ALLOW_STALE"):
             was = entry["sources"]
-            refused = _refused(
-                f"{path.name} was built from other sources ({was}, now {wanted})", _rebuild(), None
-            )
+            reason = f"{path.name} was built from other sources ({was}, now {wanted})"
+            refused = refused or _refused(reason, REBUILD)
         else:
             facts = {key: value for key, value in entry.items() if key not in ("file", "sources")}
             return Status(False, path, "", "", facts)
-    return refused or _refused("not built", _rebuild(product))
-
-
-def _rebuild(product: str | None = None) -> str:
-    """The command that builds, preceded by the one that adds what building lacks."""
-    obstacle = build.diagnose(product) if product else None
-    return f"{obstacle.fix} && effnet-fast build" if obstacle else "effnet-fast build"
+    return refused or _refused("not built", REBUILD)
 
 
 def _load(product: str, path: Path) -> None:

@@ -159,7 +159,7 @@ def _nvcc_candidates() -> list[Path]:
 
 def _nvcc_folders(nvcc: Path) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
     """(include folders, library folders) as nvcc itself knows them: nvcc on PATH may be a wrapper script."""
-    command = [nvcc, "--dryrun", "-x", "cu", "-c", os.devnull, "-o", os.devnull]
+    command = [str(nvcc), "--dryrun", "-x", "cu", "-c", os.devnull, "-o", os.devnull]
     lines = subprocess.run(command, capture_output=True, text=True, check=False).stderr.splitlines()
     folders: dict[str, tuple[Path, ...]] = {}
     for line in lines:
