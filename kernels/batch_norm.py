@@ -1,0 +1,99 @@
+"""Launchers of BatchNorm's vector work on Triton; meaning and signatures are the reference's."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ..types import Affine, BatchNormGrad, BatchNormParamGrad, BatchNormStats, Norm
+from . import batch_norm_kernels
+from .launch import config, launch, vector_like
+from .runtime import PROGRAMS, ceil_div, channel_unit, plan_rows
+
+
+def batch_norm_finalize(
+    stats: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> BatchNormStats:
+    """See :func:`effnet_fast.reference.batch_norm_finalize`."""
+    partials, _, channels = stats.shape
+    vectors = vector_like(stats, 5, channels)
+    meta = config("batch_norm_finalize", stats)
+    launch(
+        batch_norm_kernels.batch_norm_finalize_kernel,
+        ceil_div(channels, meta["BLOCK_N"]),
+        *(stats, weight, bias, vectors, eps, partials, channels),
+        reads=[stats, weight, bias],
+        writes=[vectors],
+        **meta,
+    )
+    return BatchNormStats(vectors)
+
+
+def batch_norm_fold(
+    weight: Tensor | None, bias: Tensor | None, mean: Tensor, var: Tensor, eps: float
+) -> BatchNormStats:
+    """See :func:`effnet_fast.reference.batch_norm_fold`."""
+    channels = mean.shape[0]
+    vectors = vector_like(mean, 5, channels)
+    meta = config("batch_norm_fold", mean)
+    launch(
+        batch_norm_kernels.batch_norm_fold_kernel,
+        ceil_div(channels, meta["BLOCK_N"]),
+        *(weight, bias, mean, var, vectors, eps, channels),
+        reads=[weight, bias, mean, var],
+        writes=[vectors],
+        **meta,
+    )
+    return BatchNormStats(vectors)
+
+
+def batch_norm_reduce(
+    dy: Tensor,
+    z: Tensor,
+    norm: Norm,
+    *,
+    row_scale: Tensor | None = None,
+    affine: Affine | None = None,
+    act: str = "none",
+) -> Tensor:
+    """See :func:`effnet_fast.reference.batch_norm_reduce`."""
+    n, channels, height, width = z.shape
+    if z.numel() == 0:
+        return z.new_zeros((1, 2, channels), dtype=norm.mean.dtype)
+    meta = config("batch_norm_reduce", z)
+    segments = (1, n * height * width) if row_scale is None else (n, height * width)
+    plan = plan_rows(*segments, meta["BLOCK_M"], PROGRAMS)
+    sums = vector_like(z, plan.groups, 2, channels)
+    vectors = affine or (None, None)
+    unit = channel_unit(channels)
+    tiles = ceil_div(channels, meta["BLOCK_N"])
+    launch(
+        batch_norm_kernels.batch_norm_reduce_kernel,
+        plan.groups * tiles,
+        *(dy, z, row_scale, *vectors, *norm, sums),
+        *plan.arguments,
+        *(tiles, channels // unit, unit),
+        reads=[dy, z, row_scale, *vectors, *norm],
+        writes=[sums],
+        ACT=act,
+        **meta,
+    )
+    return sums
+
+
+def batch_norm_backward_finalize(
+    sums: Tensor, count: int, stats: BatchNormStats, training: bool
+) -> BatchNormParamGrad:
+    """See :func:`effnet_fast.reference.batch_norm_backward_finalize`."""
+    partials, _, channels = sums.shape
+    params, slopes = vector_like(sums, 2, channels), vector_like(sums, 2, channels)
+    norm, scale = stats.norm, stats.affine.scale
+    meta = config("batch_norm_backward_finalize", sums)
+    launch(
+        batch_norm_kernels.batch_norm_backward_finalize_kernel,
+        ceil_div(channels, meta["BLOCK_N"]),
+        *(sums, norm.invstd, scale, params, slopes, float(count if training else 0), partials, channels),
+        reads=[sums, norm.invstd, scale],
+        writes=[params, slopes],
+        **meta,
+    )
+    return BatchNormParamGrad(params, BatchNormGrad(scale, slopes[0], slopes[1], norm.mean))

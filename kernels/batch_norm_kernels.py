@@ -1,0 +1,168 @@
+"""Triton kernels of BatchNorm's vector work: a block of channels a program, partial rows merged in fixed order."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .fragments import activation_grad, affine, bound, normalize
+
+
+@triton.jit
+def _store_vectors(vectors, weight, bias, mean, var, eps, channels, cols, col_mask):
+    """The five rows of BatchNormStats."""
+    # 1 / sqrt rather than rsqrt, whose GPU instruction is approximate.
+    invstd = 1.0 / tl.sqrt(var + eps)
+    scale = invstd
+    if weight is not None:
+        scale = tl.load(weight + cols, mask=col_mask, other=0.0).to(tl.float32) * invstd
+    shift = -mean * scale
+    if bias is not None:
+        shift += tl.load(bias + cols, mask=col_mask, other=0.0).to(tl.float32)
+    tl.store(vectors + cols, mean, mask=col_mask)
+    tl.store(vectors + channels + cols, var, mask=col_mask)
+    tl.store(vectors + 2 * channels + cols, invstd, mask=col_mask)
+    tl.store(vectors + 3 * channels + cols, scale, mask=col_mask)
+    tl.store(vectors + 4 * channels + cols, shift, mask=col_mask)
+
+
+@triton.jit
+def batch_norm_finalize_kernel(
+    stats,  # [P, 3, C]
+    weight,  # [C] or None
+    bias,  # [C] or None
+    vectors,  # [5, C]
+    eps,
+    partials,
+    channels,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    cols = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    col_mask = cols < channels
+    # Means are summed as differences from one of them: they may be 10^5 times what they differ by.
+    origin = tl.load(stats + channels + cols, mask=col_mask, other=0.0)
+    count_sum = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    mean_sum = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    for first in range(0, partials, BLOCK_M):
+        rows = first + tl.arange(0, BLOCK_M)
+        mask = (rows < partials)[:, None] & col_mask[None, :]
+        place = stats + rows[:, None].to(tl.int64) * 3 * channels + cols[None, :]
+        count = tl.load(place, mask=mask, other=0.0)
+        count_sum += count
+        mean_sum += count * (tl.load(place + channels, mask=mask, other=0.0) - origin[None, :])
+    total = tl.sum(count_sum, 0)
+    total = tl.where(total > 0.0, total, 1.0)
+    offset = tl.sum(mean_sum, 0) / total
+    m2_sum = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    for first in range(0, partials, BLOCK_M):
+        rows = first + tl.arange(0, BLOCK_M)
+        mask = (rows < partials)[:, None] & col_mask[None, :]
+        place = stats + rows[:, None].to(tl.int64) * 3 * channels + cols[None, :]
+        count = tl.load(place, mask=mask, other=0.0)
+        deviation = (tl.load(place + channels, mask=mask, other=0.0) - origin[None, :]) - offset[None, :]
+        m2_sum += tl.load(place + 2 * channels, mask=mask, other=0.0) + count * deviation * deviation
+    var = tl.sum(m2_sum, 0) / total
+    _store_vectors(vectors, weight, bias, origin + offset, var, eps, channels, cols, col_mask)
+
+
+@triton.jit
+def batch_norm_fold_kernel(
+    weight,  # [C] or None
+    bias,  # [C] or None
+    mean,  # [C]
+    var,  # [C]
+    vectors,  # [5, C]
+    eps,
+    channels,
+    BLOCK_N: tl.constexpr,
+):
+    cols = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    col_mask = cols < channels
+    m = tl.load(mean + cols, mask=col_mask, other=0.0).to(tl.float32)
+    v = tl.load(var + cols, mask=col_mask, other=0.0).to(tl.float32)
+    _store_vectors(vectors, weight, bias, m, v, eps, channels, cols, col_mask)
+
+
+@triton.jit
+def batch_norm_reduce_kernel(
+    dy,  # [rows, C]
+    z,  # [rows, C]
+    row_scale,  # [segments] or None
+    scale,  # [C] or None
+    shift,
+    mean,  # [C]
+    invstd,
+    sums,  # [groups, 2, C]
+    segments,
+    length,
+    splits,
+    span,
+    per_program,
+    col_tiles,
+    units,
+    UNIT: tl.constexpr,
+    ACT: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    channels = units * UNIT
+    pid = tl.program_id(0)
+    group = pid // col_tiles
+    cols = (pid % col_tiles) * BLOCK_N + tl.arange(0, BLOCK_N)
+    col_mask = cols < channels
+    split = group % splits
+    rows = tl.arange(0, BLOCK_M)
+    total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    total_hat = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    for j in range(per_program):
+        segment = (group // splits).to(tl.int64) * per_program + j
+        for step in range(span):
+            start = (split.to(tl.int64) * span + step) * BLOCK_M
+            mask = (start + rows < bound(length, segment, segments))[:, None] & col_mask[None, :]
+            offsets = (segment * length + start) * channels + rows[:, None] * channels + cols[None, :]
+            g = tl.load(dy + offsets, mask=mask, other=0.0).to(tl.float32)
+            value = tl.load(z + offsets, mask=mask, other=0.0).to(tl.float32)
+            if row_scale is not None:
+                g = g * tl.load(row_scale + segment, mask=segment < segments, other=0.0)
+            if ACT != "none":
+                g = g * activation_grad(affine(value, scale, shift, cols, col_mask), ACT)
+            total += g
+            total_hat += g * normalize(value, mean, invstd, cols, col_mask)
+    place = sums + group.to(tl.int64) * 2 * channels + cols
+    tl.store(place, tl.sum(total, 0), mask=col_mask)
+    tl.store(place + channels, tl.sum(total_hat, 0), mask=col_mask)
+
+
+@triton.jit
+def batch_norm_backward_finalize_kernel(
+    sums,  # [P, 2, C]
+    invstd,  # [C]
+    scale,  # [C]
+    params,  # [2, C]: dbias, dweight
+    slopes,  # [2, C]: b, c of BatchNormGrad
+    count,  # rows normalized over, as a float; 0 where the statistics are frozen
+    partials,
+    channels,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    cols = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    col_mask = cols < channels
+    sum_g = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    sum_hat = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    for first in range(0, partials, BLOCK_M):
+        rows = first + tl.arange(0, BLOCK_M)
+        mask = (rows < partials)[:, None] & col_mask[None, :]
+        place = sums + rows[:, None].to(tl.int64) * 2 * channels + cols[None, :]
+        sum_g += tl.load(place, mask=mask, other=0.0)
+        sum_hat += tl.load(place + channels, mask=mask, other=0.0)
+    dbias = tl.sum(sum_g, 0)
+    dweight = tl.sum(sum_hat, 0)
+    a = tl.load(scale + cols, mask=col_mask, other=0.0)
+    share = tl.where(count > 0.0, -a / tl.where(count > 0.0, count, 1.0), a * 0.0)
+    b = share * tl.load(invstd + cols, mask=col_mask, other=0.0) * dweight
+    tl.store(params + cols, dbias, mask=col_mask)
+    tl.store(params + channels + cols, dweight, mask=col_mask)
+    tl.store(slopes + cols, b, mask=col_mask)
+    tl.store(slopes + channels + cols, share * dbias, mask=col_mask)

@@ -1,0 +1,174 @@
+"""Launchers of the depthwise convolution on Triton; meaning and signatures are the reference's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..types import Affine, BatchNormGrad, ConvGrad, ConvOut, Norm, Padding
+from . import depthwise_kernels
+from .launch import config, empty_image, launch, sum_partials, vector_like
+from .runtime import PROGRAMS, ceil_div, channel_unit, plan_rows
+
+
+def depthwise(
+    x: Tensor,
+    weight: Tensor,
+    stride: int,
+    padding: Padding,
+    *,
+    in_affine: Affine | None = None,
+    in_act: str = "none",
+    affine: Affine | None = None,
+    act: str = "none",
+    pool: bool = False,
+    stats: bool = False,
+) -> ConvOut:
+    """See :func:`effnet_fast.reference.depthwise`; images are dense NHWC, vectors contiguous fp32."""
+    n, channels, height, width = x.shape
+    kernel = weight.shape[-1]
+    left, right, top, bottom = padding
+    out_height = (height + top + bottom - kernel) // stride + 1
+    out_width = (width + left + right - kernel) // stride + 1
+    y = empty_image(n, channels, out_height, out_width, x)
+    if y.numel() == 0:
+        pooled = x.new_zeros((n, channels), dtype=torch.float32) if pool else None
+        return ConvOut(y, pooled, x.new_zeros((1, 3, channels), dtype=torch.float32) if stats else None)
+    meta = config("depthwise_fwd", x)
+    area = out_height * out_width
+    plan = plan_rows(n, area, meta["BLOCK_M"], PROGRAMS if stats or pool else None)
+    pooled = vector_like(x, n, plan.splits, channels) if pool else None
+    partial = vector_like(x, plan.groups, 3, channels) if stats else None
+    in_vectors, out_vectors = in_affine or (None, None), affine or (None, None)
+    tiles = ceil_div(channels, meta["BLOCK_N"])
+    launch(
+        depthwise_kernels.depthwise_fwd_kernel,
+        plan.groups * tiles,
+        *(x, weight, y, *in_vectors, *out_vectors, pooled, partial, 1.0 / area),
+        *plan.arguments,
+        *(tiles, height, width, out_width, left, top),
+        *_channels(channels),
+        reads=[x, weight, *in_vectors, *out_vectors],
+        writes=[y, pooled, partial],
+        K=kernel,
+        STRIDE=stride,
+        IN_ACT=in_act,
+        ACT=act,
+        **meta,
+    )
+    return ConvOut(y, None if pooled is None else sum_partials(pooled), partial)
+
+
+def depthwise_backward(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    stride: int,
+    padding: Padding,
+    *,
+    z: Tensor | None = None,
+    affine: Affine | None = None,
+    act: str = "none",
+    gate: Tensor | None = None,
+    pool_grad: Tensor | None = None,
+    grad: BatchNormGrad | None = None,
+    in_affine: Affine | None = None,
+    in_act: str = "none",
+    in_norm: Norm | None = None,
+    residual_grad: Tensor | None = None,
+    need_dx: bool = True,
+    need_dw: bool = True,
+) -> ConvGrad:
+    """See :func:`effnet_fast.reference.depthwise_backward`; one kernel per gradient."""
+    need_dx = need_dx or in_affine is not None
+    if x.numel() == 0 or dy.numel() == 0:
+        return _empty_backward(x, weight, in_affine is not None, residual_grad, need_dx, need_dw)
+    z = z if grad is not None or act != "none" else None
+    act = act if z is not None else "none"
+    # Each kernel takes these in this order.
+    incoming = (*(affine or (None, None)), gate, pool_grad, *(grad or (None,) * 4))
+    options = {"K": weight.shape[-1], "STRIDE": stride, "ACT": act, "IN_ACT": in_act}
+    dweight = None
+    if need_dw:
+        dweight = _weight_grad(dy, z, x, weight, padding, incoming, in_affine or (None, None), options)
+    dx = sums = None
+    if need_dx:
+        n, channels, height, width = x.shape
+        dx = empty_image(n, channels, height, width, x)
+        meta = config("depthwise_dgrad", x)
+        plan = plan_rows(n, height * width, meta["BLOCK_M"], None if in_affine is None else PROGRAMS)
+        inner: tuple[Tensor | None, ...] = (None,) * 4
+        if in_affine is not None:
+            assert in_norm is not None, "sums over x_hat need in_norm"
+            inner = (*in_affine, *in_norm)
+            sums = vector_like(x, plan.groups, 2, channels)
+            residual_grad = None
+        tiles = ceil_div(channels, meta["BLOCK_N"])
+        launch(
+            depthwise_kernels.depthwise_dgrad_kernel,
+            plan.groups * tiles,
+            *(dy, z, x, weight, dx, *incoming, *inner, residual_grad, sums),
+            *plan.arguments,
+            *(tiles, width, dy.shape[2], dy.shape[3], padding[0], padding[2]),
+            *_channels(channels),
+            reads=[dy, z, x if sums is not None else None, weight, *incoming, *inner, residual_grad],
+            writes=[dx, sums],
+            **options,
+            **meta,
+        )
+    return ConvGrad(dx, dweight, sums)
+
+
+def _weight_grad(
+    dy: Tensor,
+    z: Tensor | None,
+    x: Tensor,
+    weight: Tensor,
+    padding: Padding,
+    incoming: tuple[Tensor | None, ...],
+    in_affine: tuple[Tensor | None, ...],
+    options: dict[str, Any],
+) -> Tensor:
+    n, channels, height, width = x.shape
+    kernel = options["K"]
+    meta = config("depthwise_wgrad", x)
+    tiles = ceil_div(channels, meta["BLOCK_N"])
+    out_height, out_width = dy.shape[2:]
+    # A program per row of taps multiplies the programs, so fewer groups of pixels keep a GPU busy.
+    programs = max(1, PROGRAMS // kernel)
+    plan = plan_rows(n, out_height * out_width, meta["BLOCK_M"], programs)
+    partial = vector_like(x, plan.groups, channels * kernel * kernel)
+    launch(
+        depthwise_kernels.depthwise_wgrad_kernel,
+        plan.groups * tiles * kernel,
+        *(dy, z, x, partial, *incoming, *in_affine),
+        *plan.arguments,
+        *(tiles, height, width, out_width, padding[0], padding[2]),
+        *_channels(channels),
+        reads=[dy, z, x, *incoming, *in_affine],
+        writes=[partial],
+        **options,
+        **meta,
+        TAPS=1 << (kernel - 1).bit_length(),
+    )
+    return sum_partials(partial[None]).view(weight.shape)
+
+
+def _empty_backward(
+    x: Tensor, weight: Tensor, with_sums: bool, residual_grad: Tensor | None, need_dx: bool, need_dw: bool
+) -> ConvGrad:
+    dx = empty_image(*x.shape, like=x).zero_() if need_dx else None
+    if dx is not None and residual_grad is not None and not with_sums:
+        dx.copy_(residual_grad)
+    return ConvGrad(
+        dx,
+        torch.zeros(weight.shape, dtype=torch.float32, device=x.device) if need_dw else None,
+        x.new_zeros((1, 2, x.shape[1]), dtype=torch.float32) if with_sums else None,
+    )
+
+
+def _channels(channels: int) -> tuple[int, int]:
+    unit = channel_unit(channels)
+    return channels // unit, unit

@@ -1,0 +1,68 @@
+"""Launchers of the two elementwise passes on Triton; meaning and signatures are the reference's."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..types import Affine
+from . import elementwise_kernels
+from .launch import config, empty_image, launch, sum_partials, vector_like
+from .runtime import PROGRAMS, ceil_div, channel_unit, plan_rows
+
+
+def affine_pool(z: Tensor, affine: Affine | None, act: str = "none") -> Tensor:
+    """See :func:`effnet_fast.reference.affine_pool`."""
+    n, channels, height, width = z.shape
+    if z.numel() == 0:
+        return z.new_zeros((n, channels), dtype=torch.float32)
+    meta = config("affine_pool", z)
+    plan = plan_rows(n, height * width, meta["BLOCK_M"], PROGRAMS)
+    pooled = vector_like(z, n, plan.splits, channels)
+    vectors = affine or (None, None)
+    unit = channel_unit(channels)
+    tiles = ceil_div(channels, meta["BLOCK_N"])
+    launch(
+        elementwise_kernels.affine_pool_kernel,
+        plan.groups * tiles,
+        *(z, *vectors, pooled, 1.0 / (height * width)),
+        *plan.arguments,
+        *(tiles, channels // unit, unit),
+        reads=[z, *vectors],
+        writes=[pooled],
+        ACT=act,
+        **meta,
+    )
+    return sum_partials(pooled)
+
+
+def affine_residual(
+    z: Tensor,
+    affine: Affine | None,
+    act: str = "none",
+    row_scale: Tensor | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """See :func:`effnet_fast.reference.affine_residual`."""
+    n, channels, height, width = z.shape
+    y = empty_image(n, channels, height, width, z)
+    if z.numel() == 0:
+        return y
+    meta = config("affine_residual", z)
+    segments = (1, n * height * width) if row_scale is None else (n, height * width)
+    plan = plan_rows(*segments, meta["BLOCK_M"])
+    vectors = affine or (None, None)
+    unit = channel_unit(channels)
+    tiles = ceil_div(channels, meta["BLOCK_N"])
+    launch(
+        elementwise_kernels.affine_residual_kernel,
+        plan.groups * tiles,
+        *(z, *vectors, row_scale, residual, y),
+        *plan.arguments,
+        *(tiles, channels // unit, unit),
+        reads=[z, *vectors, row_scale, residual],
+        writes=[y],
+        ACT=act,
+        **meta,
+    )
+    return y

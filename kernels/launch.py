@@ -1,0 +1,69 @@
+"""What every launcher needs: the launch itself (counted, on the right GPU), outputs, configurations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import tuning
+from ..errors import EffnetFastError
+from ..traffic import record
+from . import elementwise_kernels
+from .runtime import ceil_div, device_guard
+
+
+def launch(
+    kernel: Any,
+    programs: int,
+    *arguments: Any,
+    reads: Iterable[Tensor | None],
+    writes: Iterable[Tensor | None],
+    **meta: Any,
+) -> None:
+    """Run ``programs`` programs of a jit kernel on the GPU of its outputs, along grid x, the only long axis."""
+    writes = list(writes)
+    record(kernel.fn.__name__.removesuffix("_kernel"), reads, writes)
+    with device_guard(next(t for t in writes if t is not None)):
+        kernel[(programs,)](*arguments, **meta)
+
+
+def config(kernel: str, x: Tensor, size: int = 0) -> dict[str, int]:
+    """The tile configuration for tensors like ``x``; see :func:`effnet_fast.tuning.find`."""
+    found = tuning.find(kernel, x.dtype, x.device, size)
+    if found is None:
+        raise EffnetFastError(f"triton {kernel}: expected a size that fits a tile, got {size}")
+    return found
+
+
+def empty_image(n: int, channels: int, height: int, width: int, like: Tensor) -> Tensor:
+    """[n, channels, height, width] in channels_last memory, dtype and device of ``like``."""
+    return torch.empty(
+        (n, channels, height, width), dtype=like.dtype, device=like.device, memory_format=torch.channels_last
+    )
+
+
+def vector_like(x: Tensor, *shape: int) -> Tensor:
+    """Uninitialized fp32 memory on the device of ``x``."""
+    return torch.empty(shape, dtype=torch.float32, device=x.device)
+
+
+def sum_partials(partial: Tensor) -> Tensor:
+    """[outer, partials, inner] -> [outer, inner], summed in a fixed order."""
+    outer, partials, inner = partial.shape
+    if partials == 1:
+        return partial.view(outer, inner)
+    total = vector_like(partial, outer, inner)
+    meta = config("sum_partials", partial)
+    tiles = ceil_div(inner, meta["BLOCK_N"])
+    launch(
+        elementwise_kernels.sum_partials_kernel,
+        outer * tiles,
+        *(partial, total, partials, inner, tiles),
+        reads=[partial],
+        writes=[total],
+        **meta,
+    )
+    return total

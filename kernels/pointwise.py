@@ -1,0 +1,197 @@
+"""Launchers of the 1x1 convolution on Triton; meaning and signatures are the reference's."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import tuning
+from ..types import Affine, BatchNormGrad, ConvGrad, ConvOut, Norm
+from . import pointwise_backward_kernels, pointwise_kernels
+from .launch import config, empty_image, launch, sum_partials, vector_like
+from .runtime import PROGRAMS, RowPlan, ceil_div, channel_unit, dot_options, plan_rows
+
+
+def pointwise(
+    x: Tensor,
+    weight: Tensor,
+    *,
+    in_affine: Affine | None = None,
+    in_act: str = "none",
+    gate: Tensor | None = None,
+    affine: Affine | None = None,
+    act: str = "none",
+    row_scale: Tensor | None = None,
+    residual: Tensor | None = None,
+    pool: bool = False,
+    stats: bool = False,
+) -> ConvOut:
+    """See :func:`effnet_fast.reference.pointwise`; images are dense NHWC, vectors contiguous fp32."""
+    n, cin, height, width = x.shape
+    cout, area = weight.shape[0], height * width
+    y = empty_image(n, cout, height, width, x)
+    if y.numel() == 0:
+        pooled = x.new_zeros((n, cout), dtype=torch.float32) if pool else None
+        return ConvOut(y, pooled, x.new_zeros((1, 3, cout), dtype=torch.float32) if stats else None)
+    meta = config("pointwise_fwd", x, cout)
+    by_image = pool or gate is not None or row_scale is not None
+    plan = plan_rows(*_segments(n, area, by_image), meta["BLOCK_M"], PROGRAMS if stats or pool else None)
+    pooled = vector_like(x, n, plan.splits, cout) if pool else None
+    partial = vector_like(x, plan.groups, 3, cout) if stats else None
+    in_vectors, out_vectors = in_affine or (None, None), affine or (None, None)
+    tiles = ceil_div(cout, meta["BLOCK_N"])
+    launch(
+        pointwise_kernels.pointwise_fwd_kernel,
+        plan.groups * tiles,
+        *(x, weight, y, *in_vectors, gate, *out_vectors, row_scale, residual, pooled, partial, 1.0 / area),
+        *plan.arguments,
+        tiles,
+        *_units(cin, cout),
+        reads=[x, weight, *in_vectors, gate, *out_vectors, row_scale, residual],
+        writes=[y, pooled, partial],
+        IN_ACT=in_act,
+        ACT=act,
+        **dot_options(x),
+        **meta,
+    )
+    return ConvOut(y, None if pooled is None else sum_partials(pooled), partial)
+
+
+def pointwise_backward(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    *,
+    z: Tensor | None = None,
+    grad: BatchNormGrad | None = None,
+    row_scale: Tensor | None = None,
+    in_affine: Affine | None = None,
+    in_act: str = "none",
+    in_norm: Norm | None = None,
+    gate: Tensor | None = None,
+    residual_grad: Tensor | None = None,
+    need_dx: bool = True,
+    need_dw: bool = True,
+) -> ConvGrad:
+    """See :func:`effnet_fast.reference.pointwise_backward`.
+
+    One kernel makes both gradients where all of cout fits into a tile, else one each.
+    """
+    n, cin, height, width = x.shape
+    cout = weight.shape[0]
+    need_dx = need_dx or in_affine is not None
+    with_sums = in_affine is not None
+    dx = empty_image(n, cin, height, width, x) if need_dx else None
+    if x.numel() == 0 or dy.numel() == 0:
+        sums = x.new_zeros((5, n, cin), dtype=torch.float32) if with_sums else None
+        dweight = x.new_zeros((cout, cin), dtype=torch.float32) if need_dw else None
+        return ConvGrad(None if dx is None else dx.zero_(), dweight, sums)
+    z = None if grad is None else z
+    # Each kernel takes what it needs of these, in this order.
+    incoming = (row_scale, *(grad or (None,) * 4))
+    activation = in_affine or (None, None)
+    norm = in_norm if with_sums and in_norm is not None else (None, None)
+    residual_grad = None if with_sums else residual_grad
+    merged = tuning.find("pointwise_backward", x.dtype, x.device, cout) if need_dx and need_dw else None
+    options = {"IN_ACT": in_act, **dot_options(x)}
+    units = _units(cin, cout)
+    dweight = sums = None
+
+    if merged is not None:
+        tiles = ceil_div(cin, merged["BLOCK_N"])
+        by_image = with_sums or gate is not None or row_scale is not None
+        plan = plan_rows(
+            *_segments(n, height * width, by_image), merged["BLOCK_M"], _wgrad_programs(x, cout, cin, tiles)
+        )
+        sums, partial = _outputs(x, plan, cout, with_sums, True)
+        launch(
+            pointwise_backward_kernels.pointwise_backward_kernel,
+            plan.groups * tiles,
+            *(dy, z, x, weight, dx, partial, *incoming, *activation, *norm, gate, residual_grad, sums),
+            *plan.arguments,
+            tiles,
+            *units,
+            reads=[dy, z, x, weight, *incoming, *activation, *norm, gate, residual_grad],
+            writes=[dx, partial, sums],
+            **options,
+            **merged,
+        )
+        return ConvGrad(dx, _merge_weight(partial), _merge_sums(sums, n, cin))
+
+    if need_dw:
+        meta = config("pointwise_wgrad", x, cin)
+        grid = (ceil_div(cout, meta["BLOCK_K"]), ceil_div(cin, meta["BLOCK_N"]))
+        by_image = gate is not None or row_scale is not None
+        programs = _wgrad_programs(x, cout, cin, grid[0] * grid[1])
+        plan = plan_rows(*_segments(n, height * width, by_image), meta["BLOCK_M"], programs)
+        _, partial = _outputs(x, plan, cout, False, True)
+        launch(
+            pointwise_backward_kernels.pointwise_wgrad_kernel,
+            plan.groups * grid[0] * grid[1],
+            *(dy, z, x, partial, *incoming, *activation, gate),
+            *plan.arguments,
+            *grid,
+            *units,
+            reads=[dy, z, x, *incoming, *activation, gate],
+            writes=[partial],
+            **options,
+            **meta,
+        )
+        dweight = _merge_weight(partial)
+    if need_dx:
+        meta = config("pointwise_dgrad", x, cin)
+        tiles = ceil_div(cin, meta["BLOCK_N"])
+        by_image = with_sums or row_scale is not None
+        plan = plan_rows(
+            *_segments(n, height * width, by_image), meta["BLOCK_M"], PROGRAMS if with_sums else None
+        )
+        sums, _ = _outputs(x, plan, cout, with_sums, False)
+        launch(
+            pointwise_backward_kernels.pointwise_dgrad_kernel,
+            plan.groups * tiles,
+            *(dy, z, x, weight, dx, *incoming, *activation, *norm, residual_grad, sums),
+            *plan.arguments,
+            tiles,
+            *units,
+            reads=[dy, z, x if with_sums else None, weight, *incoming, *activation, *norm, residual_grad],
+            writes=[dx, sums],
+            **options,
+            **meta,
+        )
+    return ConvGrad(dx, dweight, _merge_sums(sums, n, cin))
+
+
+def _segments(n: int, area: int, by_image: bool) -> tuple[int, int]:
+    return (n, area) if by_image else (1, n * area)
+
+
+def _units(cin: int, cout: int) -> tuple[int, int, int, int]:
+    cin_unit, cout_unit = channel_unit(cin), channel_unit(cout)
+    return cin // cin_unit, cout // cout_unit, cin_unit, cout_unit
+
+
+def _wgrad_programs(x: Tensor, cout: int, cin: int, tiles: int) -> int:
+    """Partial sums of the weight's gradient to write: as many as cost an eighth of the operands' traffic, but
+    at least what keeps a large GPU busy."""
+    rows = x.numel() // cin
+    affordable = rows * 2 * (cout + cin) * x.element_size() // (8 * cout * cin * 4)
+    return min(PROGRAMS, max(affordable, ceil_div(264, tiles)))
+
+
+def _outputs(
+    x: Tensor, plan: RowPlan, cout: int, with_sums: bool, with_weight: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    n, cin = x.shape[:2]
+    sums = vector_like(x, 5, n, plan.splits, cin) if with_sums else None
+    return sums, vector_like(x, plan.groups, cout, cin) if with_weight else None
+
+
+def _merge_sums(sums: Tensor | None, n: int, cin: int) -> Tensor | None:
+    return None if sums is None else sum_partials(sums.view(5 * n, -1, cin)).view(5, n, cin)
+
+
+def _merge_weight(partial: Tensor | None) -> Tensor | None:
+    if partial is None:
+        return None
+    groups, cout, cin = partial.shape
+    return sum_partials(partial.view(1, groups, cout * cin)).view(cout, cin)

@@ -1,0 +1,101 @@
+"""Launchers of squeeze-and-excite on Triton; meaning and signatures are the reference's."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..types import SqueezeExciteGrad
+from . import squeeze_excite_kernels
+from .launch import config, launch, vector_like
+from .runtime import ceil_div
+
+
+def squeeze_excite(
+    pooled: Tensor,
+    w1: Tensor,
+    b1: Tensor | None,
+    w2: Tensor,
+    b2: Tensor | None,
+    act: str = "silu",
+    gate_act: str = "sigmoid",
+) -> Tensor:
+    """See :func:`effnet_fast.reference.squeeze_excite`; a hidden layer of up to 1024."""
+    n, channels = pooled.shape
+    hidden = w1.shape[0]
+    gate = torch.empty_like(pooled)
+    if gate.numel() == 0:
+        return gate
+    launch(
+        squeeze_excite_kernels.squeeze_excite_fwd_kernel,
+        n,
+        *(pooled, w1, b1, w2, b2, gate, channels, hidden),
+        reads=[pooled, w1, b1, w2, b2],
+        writes=[gate],
+        ACT=act,
+        GATE_ACT=gate_act,
+        **config("squeeze_excite_fwd", pooled, hidden),
+    )
+    return gate
+
+
+def squeeze_excite_backward(
+    dgate: Tensor,
+    pooled: Tensor,
+    w1: Tensor,
+    b1: Tensor | None,
+    w2: Tensor,
+    b2: Tensor | None,
+    act: str = "silu",
+    gate_act: str = "sigmoid",
+) -> SqueezeExciteGrad:
+    """See :func:`effnet_fast.reference.squeeze_excite_backward`; a hidden layer of up to 1024."""
+    n, channels = pooled.shape
+    hidden = w1.shape[0]
+    dpooled = torch.empty_like(pooled)
+    dw1, dw2 = vector_like(pooled, hidden, channels), vector_like(pooled, channels, hidden)
+    db1 = None if b1 is None else vector_like(pooled, hidden)
+    db2 = None if b2 is None else vector_like(pooled, channels)
+    dn2 = vector_like(pooled, n, channels)
+    dn1, h = vector_like(pooled, n, hidden), vector_like(pooled, n, hidden)
+    if n > 0:
+        launch(
+            squeeze_excite_kernels.squeeze_excite_bwd_kernel,
+            n,
+            *(dgate, pooled, w1, b1, w2, b2, dpooled, dn2, dn1, h, channels, hidden),
+            reads=[dgate, pooled, w1, b1, w2, b2],
+            writes=[dpooled, dn2, dn1, h],
+            ACT=act,
+            GATE_ACT=gate_act,
+            **config("squeeze_excite_bwd", pooled, hidden),
+        )
+    meta = config("squeeze_excite_wgrad", pooled, hidden)
+    # With no images this writes zeros.
+    launch(
+        squeeze_excite_kernels.squeeze_excite_wgrad_kernel,
+        ceil_div(channels, meta["BLOCK_C"]),
+        *(pooled, dn2, dn1, h, dw1, db1, dw2, db2, n, channels, hidden),
+        reads=[pooled, dn2, dn1, h],
+        writes=[dw1, db1, dw2, db2],
+        **meta,
+    )
+    return SqueezeExciteGrad(dpooled, dw1, db1, dw2, db2)
+
+
+def gate_batch_norm_sums(sums: Tensor, gate: Tensor | None, pool_grad: Tensor | None) -> Tensor:
+    """See :func:`effnet_fast.reference.gate_batch_norm_sums`."""
+    _, n, channels = sums.shape
+    out = vector_like(sums, n, 2, channels)
+    if out.numel() == 0:
+        return out
+    meta = config("gate_batch_norm_sums", sums)
+    tiles = ceil_div(channels, meta["BLOCK_N"])
+    launch(
+        squeeze_excite_kernels.gate_batch_norm_sums_kernel,
+        n * tiles,
+        *(sums, gate, pool_grad, out, n * channels, channels, tiles),
+        reads=[sums[1:5] if pool_grad is not None else sums[1:3], gate, pool_grad],
+        writes=[out],
+        **meta,
+    )
+    return out
