@@ -1,0 +1,68 @@
+// What the host knows of the depthwise kernels: run-time facts, plan, entry points. Free of torch and of device code.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+#include "../common/activation.h"
+#include "planner.h"
+
+namespace effnet::cuda {
+
+enum class StorageType : int32_t { kFloat32, kFloat16, kBFloat16 };
+
+// Channels of a pixel are adjacent, pixels dense: NHWC.
+struct DepthwiseForwardParams {
+  DepthwiseShape shape;
+  DepthwisePlan plan;
+  const void* x;         // [batch, height, width, channels]
+  const void* weight;    // [channels, kernel, kernel], dense
+  const float* in_scale;  // [channels] each, or null for 1 and 0
+  const float* in_shift;
+  const float* scale;
+  const float* shift;
+  void* y;        // [batch, out_height, out_width, channels]
+  float* pooled;  // [tiles, batch, channels] partial means, or null
+  float* stats;   // [partial rows, 3, channels] = count, mean, M2; or null
+  Activation in_act, act;
+  // Set by the launcher: every 16-byte piece of x is aligned, every pair of channels of y is.
+  bool vectors, pairs;
+};
+
+struct DepthwiseBackwardParams {
+  DepthwiseShape shape;
+  DepthwisePlan plan;
+  const void* dy;      // [batch, out_height, out_width, channels]
+  const void* z;       // as dy, or null
+  const void* x;       // [batch, height, width, channels]
+  const void* weight;  // [channels, kernel, kernel], dense
+  // g = (dy * gate + pool_grad) * act'(scale * z + shift), dz = grad_a * g + grad_b * (z - grad_mean) + grad_c.
+  const float* gate;       // [batch, channels] or null for 1
+  const float* pool_grad;  // [batch, channels] or null for 0
+  const float* scale;      // [channels] or null for 1 and 0
+  const float* shift;
+  const float* grad_a;  // [channels] each, or all null for dz = g
+  const float* grad_b;
+  const float* grad_c;
+  const float* grad_mean;
+  const float* in_scale;  // [channels] or null for 1 and 0
+  const float* in_shift;
+  const float* in_mean;  // [channels], with sums
+  const float* in_invstd;
+  const void* residual;  // as x, added to dx; or null
+  void* dx;              // as x, or null
+  float* dweight;        // [partial rows, kernel * kernel, channels], or null
+  float* sums;           // [partial rows, 2, channels], or null
+  Activation act, in_act;
+  bool vectors, pairs;
+};
+
+// Launches on `stream`; every pointer must be of `type` where it is void. Returns the launch's error.
+cudaError_t depthwise_forward(const DepthwiseForwardParams& params, StorageType type, cudaStream_t stream);
+cudaError_t depthwise_backward(const DepthwiseBackwardParams& params, StorageType type, cudaStream_t stream);
+
+// out[(m % channels) * taps + m / channels] = sum over rows of in[row, m], m < taps * channels, in a fixed order.
+cudaError_t merge_rows(const float* in, float* out, int64_t rows, int64_t taps, int64_t channels, cudaStream_t stream);
+
+}  // namespace effnet::cuda

@@ -1,0 +1,3 @@
+#include "depthwise_bwd_launch.cuh"
+
+template cudaError_t effnet::cuda::launch_depthwise_backward<__half>(DepthwiseBackwardParams, cudaStream_t);

@@ -1,0 +1,231 @@
+"""Compiles the CUDA kernels with g++ against the headers in include/ and runs them on tensors.
+
+The compiled runner is kept in build/, keyed by its sources and flags. A batch of cases goes through one process.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from effnet_fast.reference import ACTIVATIONS
+from effnet_fast.types import Affine, BatchNormGrad, ConvGrad, ConvOut, Norm, Padding
+
+ROOT = Path(__file__).resolve().parents[2]
+HERE = Path(__file__).resolve().parent
+CSRC = ROOT / "csrc"
+
+#: What each build is compiled with beyond the common flags.
+FLAVOURS = {
+    "plain": ["-O1"],
+    "address": ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"],
+    "thread": ["-O1", "-fsanitize=thread"],
+}
+COMMON = ["-std=c++20", "-g1", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-Wno-tsan"]
+STORAGE = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+
+#: For every floating dtype, bytes before the data of a misaligned tensor.
+MISALIGNMENT = {torch.float32: 4, torch.float16: 2, torch.bfloat16: 2}
+
+
+def compiler() -> str | None:
+    return shutil.which("g++")
+
+
+def _sources(csrc: Path) -> list[Path]:
+    return [*sorted(csrc.glob("cuda/*.cu")), HERE / "runner.cpp"]
+
+
+def _key(csrc: Path, flags: Sequence[str]) -> str:
+    digest = hashlib.sha256(" ".join(flags).encode())
+    for pattern in ("cuda/*.cu*", "cuda/*.h", "common/*.h"):
+        for path in sorted(csrc.glob(pattern)):
+            digest.update(path.name.encode() + path.read_bytes())
+    for path in sorted([*HERE.glob("include/*"), HERE / "runner.cpp"]):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def build(flavour: str, csrc: Path = CSRC, extra: Sequence[str] = ()) -> Path:
+    """The runner of one flavour, compiled if its sources changed."""
+    flags = [*COMMON, *FLAVOURS[flavour], *extra]
+    folder = ROOT / "build" / "cuda_on_cpu" / f"{flavour}-{_key(csrc, flags)}"
+    runner = folder / "runner"
+    if runner.exists():
+        return runner
+    folder.mkdir(parents=True, exist_ok=True)
+    include = [f"-I{HERE / 'include'}", f"-I{csrc / 'cuda'}"]
+
+    def compile_one(source: Path) -> str:
+        target = str(folder / f"{source.name}.o")
+        _check_run([compiler() or "g++", *flags, *include, "-x", "c++", "-c", str(source), "-o", target])
+        return target
+
+    jobs = int(os.environ.get("MAX_JOBS", os.cpu_count() or 1))
+    with ThreadPoolExecutor(jobs) as pool:
+        objects = list(pool.map(compile_one, _sources(csrc)))
+    partial = folder / "runner.partial"
+    _check_run([compiler() or "g++", *flags, *objects, "-o", str(partial), "-pthread"])
+    partial.rename(runner)
+    return runner
+
+
+def _check_run(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise RuntimeError(f"{' '.join(command)}\n{done.stderr[-4000:]}")
+
+
+class Case(NamedTuple):
+    """One call of the runner; ``decode`` turns its outputs (bytes) into what the op returns."""
+
+    name: str
+    integers: list[int]
+    tensors: list[Tensor | None]
+    misaligned: bool
+    decode: Callable[[list[bytes]], Any]
+
+
+def run(runner: Path, cases: Sequence[Case], folder: Path, *, check: bool = True) -> Any:
+    """The decoded results of every case; with ``check`` false, the finished process instead."""
+    requests, results = folder / "cases.bin", folder / "results.bin"
+    with requests.open("wb") as out:
+        for case in cases:
+            words = [case.name, len(case.tensors), *case.integers]
+            out.write((" ".join(map(str, words)) + "\n").encode())
+            for tensor in case.tensors:
+                if tensor is None:
+                    out.write(b"-1 0\n")
+                    continue
+                data = _to_bytes(tensor)
+                shift = MISALIGNMENT[tensor.dtype] if case.misaligned else 0
+                out.write(f"{len(data)} {shift}\n".encode() + data)
+    environment = {**os.environ, "ASAN_OPTIONS": "detect_leaks=1", "TSAN_OPTIONS": "halt_on_error=1 exitcode=66"}
+    command = [str(runner), str(requests), str(results)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=900)
+    if not check:
+        return done
+    assert done.returncode == 0, f"runner ended with {done.returncode}:\n{done.stderr[-6000:]}"
+    with results.open("rb") as stream:
+        return [case.decode(_read_outputs(stream)) for case in cases]
+
+
+def _read_outputs(stream: Any) -> list[bytes]:
+    return [stream.read(int(stream.readline())) for _ in range(int(stream.readline()))]
+
+
+def _to_bytes(tensor: Tensor) -> bytes:
+    if tensor.dim() == 4:
+        tensor = tensor.permute(0, 2, 3, 1)
+    return bytes(tensor.detach().contiguous().reshape(-1).view(torch.uint8).tolist())
+
+
+def _from_bytes(data: bytes, dtype: torch.dtype, shape: Sequence[int]) -> Tensor:
+    flat = torch.frombuffer(bytearray(data), dtype=dtype) if data else torch.zeros(0, dtype=dtype)
+    return flat.reshape(tuple(shape))
+
+
+def _activation(tensor_or_name: str) -> int:
+    return ACTIVATIONS.index(tensor_or_name)
+
+
+def _shape(x: Tensor, weight: Tensor, stride: int, padding: Padding) -> tuple[list[int], int, int]:
+    n, c, h, w = x.shape
+    k = weight.shape[-1]
+    left, right, top, bottom = padding
+    out_h, out_w = (h + top + bottom - k) // stride + 1, (w + left + right - k) // stride + 1
+    return [n, c, h, w, out_h, out_w, k, stride, left, top], out_h, out_w
+
+
+def depthwise(
+    x: Tensor,
+    weight: Tensor,
+    stride: int,
+    padding: Padding,
+    *,
+    in_affine: Affine | None = None,
+    in_act: str = "none",
+    affine: Affine | None = None,
+    act: str = "none",
+    pool: bool = False,
+    stats: bool = False,
+    plan: int = -1,
+    misaligned: bool = False,
+) -> Case:
+    """A case of ``reference.depthwise``."""
+    shape, out_h, out_w = _shape(x, weight, stride, padding)
+    n, c = x.shape[:2]
+    shift = MISALIGNMENT[x.dtype] if misaligned else 0
+
+    def decode(outputs: list[bytes]) -> ConvOut:
+        y = _from_bytes(outputs[0], x.dtype, (n, out_h, out_w, c)).permute(0, 3, 1, 2)
+        pooled = _from_bytes(outputs[1], torch.float32, (n, c)) if pool else None
+        return ConvOut(y, pooled, _from_bytes(outputs[2], torch.float32, (-1, 3, c)) if stats else None)
+
+    numbers = [STORAGE[x.dtype], _activation(in_act), _activation(act), int(pool), int(stats), plan, shift]
+    tensors = [x, weight.flatten(), *(in_affine or (None, None)), *(affine or (None, None))]
+    return Case("depthwise", shape + numbers, tensors, misaligned, decode)
+
+
+def depthwise_backward(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    stride: int,
+    padding: Padding,
+    *,
+    z: Tensor | None = None,
+    affine: Affine | None = None,
+    act: str = "none",
+    gate: Tensor | None = None,
+    pool_grad: Tensor | None = None,
+    grad: BatchNormGrad | None = None,
+    in_affine: Affine | None = None,
+    in_act: str = "none",
+    in_norm: Norm | None = None,
+    residual_grad: Tensor | None = None,
+    need_dx: bool = True,
+    need_dw: bool = True,
+    plan: int = -1,
+    misaligned: bool = False,
+) -> Case:
+    """A case of ``reference.depthwise_backward``."""
+    shape, _, _ = _shape(x, weight, stride, padding)
+    n, c, h, w = x.shape
+    need_dx = need_dx or in_affine is not None
+    sums = in_affine is not None
+
+    def decode(outputs: list[bytes]) -> ConvGrad:
+        dx = _from_bytes(outputs[0], x.dtype, (n, h, w, c)).permute(0, 3, 1, 2) if need_dx else None
+        dweight = _from_bytes(outputs[1], torch.float32, weight.shape) if need_dw else None
+        return ConvGrad(dx, dweight, _from_bytes(outputs[2], torch.float32, (-1, 2, c)) if sums else None)
+
+    flags = [int(need_dx), int(need_dw), int(sums), plan, MISALIGNMENT[x.dtype] if misaligned else 0]
+    numbers = [STORAGE[x.dtype], _activation(act), _activation(in_act), *flags]
+    vectors = [
+        *(gate, pool_grad),
+        *(affine or (None, None)),
+        *(grad or (None,) * 4),
+        *(in_affine or (None, None)),
+        *(in_norm or (None, None)),
+    ]
+    tensors = [dy, z, x, weight.flatten(), *vectors, None if in_affine is not None else residual_grad]
+    return Case("depthwise_backward", shape + numbers, tensors, misaligned, decode)
+
+
+def count_plans(
+    x: Tensor, weight: Tensor, stride: int, padding: Padding, *, backward: bool = False, has_z: bool = False
+) -> Case:
+    """How many candidates the planner has for a shape; each can be forced by its index."""
+    shape, _, _ = _shape(x, weight, stride, padding)
+    numbers = [STORAGE[x.dtype], int(backward), 1, 1, int(has_z)]
+    return Case("count_plans", shape + numbers, [], False, lambda out: int.from_bytes(out[0], "little"))

@@ -1,0 +1,221 @@
+// Runs the CUDA kernels on the CPU for a file of cases, and writes what they computed. Usage: runner CASES RESULTS
+//
+// A case is a line `name tensors integers...` followed by its tensors, each a line `bytes misalignment` (bytes = -1: none) and the bytes.
+// A result is a line `count`, then for each output a line `bytes` and the bytes.
+#include <cstdio>
+#include <fstream>
+#include <iostream>
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include "depthwise_host.h"
+#include "launch.cuh"
+
+namespace {
+
+using namespace effnet;
+using namespace effnet::cuda;
+
+// Memory of exactly the size asked for, at an address that is `misalignment` bytes past a 64-byte boundary.
+class Buffer {
+ public:
+  Buffer() = default;
+  Buffer(size_t bytes, size_t misalignment) : bytes_(bytes), offset_(misalignment) {
+    const size_t whole = bytes + misalignment;
+    memory_.reset(static_cast<unsigned char*>(whole == 0 ? nullptr : ::operator new(whole, std::align_val_t(64))));
+    if (whole > 0) std::memset(memory_.get(), 0xff, whole);
+    present_ = true;
+  }
+  template <class T = void>
+  T* data() {
+    return present_ ? reinterpret_cast<T*>(memory_.get() + offset_) : nullptr;
+  }
+  size_t bytes() const { return bytes_; }
+
+ private:
+  struct Free {
+    void operator()(unsigned char* p) const { ::operator delete(p, std::align_val_t(64)); }
+  };
+  std::unique_ptr<unsigned char, Free> memory_;
+  size_t bytes_ = 0, offset_ = 0;
+  bool present_ = false;
+};
+
+struct Case {
+  std::string name;
+  std::vector<int64_t> integers;
+  std::vector<Buffer> tensors;
+  size_t next_integer = 0, next_tensor = 0;
+
+  int64_t integer() { return integers.at(next_integer++); }
+  int small() { return static_cast<int>(integer()); }
+  template <class T = void>
+  T* tensor() {
+    return tensors.at(next_tensor++).data<T>();
+  }
+};
+
+void check(cudaError_t error, const Case& c) {
+  if (error == cudaSuccess) return;
+  std::cerr << "runner: " << c.name << ": launch failed with error " << error << "\n";
+  std::exit(3);
+}
+
+DepthwiseShape shape_of(Case& c) {
+  DepthwiseShape s{};
+  s.batch = c.integer();
+  s.channels = c.small();
+  s.height = c.small();
+  s.width = c.small();
+  s.out_height = c.small();
+  s.out_width = c.small();
+  s.kernel = c.small();
+  s.stride = c.small();
+  s.left = c.small();
+  s.top = c.small();
+  return s;
+}
+
+DepthwisePlan plan_of(const PlannerRequest& request, int64_t index, const Case& c) {
+  DeviceLimits limits{};
+  check(device_limits(&limits), c);
+  DepthwisePlan plan{};
+  if (!choose_plan(request, limits, index, &plan)) {
+    std::cerr << "runner: " << c.name << ": no plan " << index << "\n";
+    std::exit(4);
+  }
+  return plan;
+}
+
+std::vector<Buffer> depthwise_forward_case(Case& c) {
+  DepthwiseForwardParams p{};
+  p.shape = shape_of(c);
+  const auto type = static_cast<StorageType>(c.integer());
+  p.in_act = static_cast<Activation>(c.integer());
+  p.act = static_cast<Activation>(c.integer());
+  const bool pool = c.integer() != 0, stats = c.integer() != 0;
+  p.plan = plan_of(forward_request(p.shape, type), c.integer(), c);
+  const int64_t misalignment = c.integer();
+  p.x = c.tensor();
+  p.weight = c.tensor();
+  p.in_scale = c.tensor<float>();
+  p.in_shift = c.tensor<float>();
+  p.scale = c.tensor<float>();
+  p.shift = c.tensor<float>();
+
+  const int64_t outputs = p.shape.batch * p.shape.out_height * p.shape.out_width * p.shape.channels;
+  const int64_t vectors = p.shape.batch * p.shape.channels;
+  std::vector<Buffer> results;
+  results.emplace_back(outputs * element_size(type), misalignment);
+  results.emplace_back(pool ? vectors * 4 : 0, 0);
+  results.emplace_back(stats ? p.plan.partial_rows() * 3 * p.shape.channels * 4 : 0, 0);
+  Buffer partials(p.plan.tiles() * vectors * 4, 0);
+  p.y = results[0].data();
+  p.pooled = pool ? partials.data<float>() : nullptr;
+  p.stats = stats ? results[2].data<float>() : nullptr;
+  check(depthwise_forward(p, type, nullptr), c);
+  if (pool) check(merge_rows(p.pooled, results[1].data<float>(), p.plan.tiles(), 1, vectors, nullptr), c);
+  return results;
+}
+
+std::vector<Buffer> depthwise_backward_case(Case& c) {
+  DepthwiseBackwardParams p{};
+  p.shape = shape_of(c);
+  const auto type = static_cast<StorageType>(c.integer());
+  p.act = static_cast<Activation>(c.integer());
+  p.in_act = static_cast<Activation>(c.integer());
+  const bool need_dx = c.integer() != 0, need_dw = c.integer() != 0, sums = c.integer() != 0;
+  const int64_t index = c.integer(), misalignment = c.integer();
+  p.dy = c.tensor();
+  p.z = c.tensor();
+  p.x = c.tensor();
+  p.weight = c.tensor();
+  for (const float** vector : {&p.gate, &p.pool_grad, &p.scale, &p.shift, &p.grad_a, &p.grad_b, &p.grad_c, &p.grad_mean,
+                               &p.in_scale, &p.in_shift, &p.in_mean, &p.in_invstd}) {
+    *vector = c.tensor<float>();
+  }
+  p.residual = c.tensor();
+  p.plan = plan_of(backward_request(p.shape, type, need_dx, need_dw, p.z != nullptr), index, c);
+
+  const int64_t taps = static_cast<int64_t>(p.shape.kernel) * p.shape.kernel;
+  const int64_t rows = p.plan.partial_rows();
+  const int64_t inputs = p.shape.batch * p.shape.height * p.shape.width * p.shape.channels;
+  std::vector<Buffer> results;
+  results.emplace_back(need_dx ? inputs * element_size(type) : 0, misalignment);
+  results.emplace_back(need_dw ? taps * p.shape.channels * 4 : 0, 0);
+  results.emplace_back(sums ? rows * 2 * p.shape.channels * 4 : 0, 0);
+  Buffer partials(rows * taps * p.shape.channels * 4, 0);
+  p.dx = need_dx ? results[0].data() : nullptr;
+  p.dweight = need_dw ? partials.data<float>() : nullptr;
+  p.sums = sums ? results[2].data<float>() : nullptr;
+  check(depthwise_backward(p, type, nullptr), c);
+  if (need_dw) check(merge_rows(p.dweight, results[1].data<float>(), rows, taps, p.shape.channels, nullptr), c);
+  return results;
+}
+
+// The number of candidates the planner has for a case's shape.
+std::vector<Buffer> count_plans_case(Case& c) {
+  const DepthwiseShape shape = shape_of(c);
+  const auto type = static_cast<StorageType>(c.integer());
+  const bool backward = c.integer() != 0;
+  const bool need_dx = c.integer() != 0, need_dw = c.integer() != 0, has_z = c.integer() != 0;
+  DeviceLimits limits{};
+  check(device_limits(&limits), c);
+  std::vector<Buffer> results;
+  results.emplace_back(8, 0);
+  int64_t* count = results[0].data<int64_t>();
+  *count = 0;
+  for_each_plan(backward ? backward_request(shape, type, need_dx, need_dw, has_z) : forward_request(shape, type), limits,
+                [&](const DepthwisePlan&) { ++*count; });
+  return results;
+}
+
+std::vector<Buffer> run(Case& c) {
+  if (c.name == "depthwise") return depthwise_forward_case(c);
+  if (c.name == "depthwise_backward") return depthwise_backward_case(c);
+  if (c.name == "count_plans") return count_plans_case(c);
+  std::cerr << "runner: unknown case " << c.name << "\n";
+  std::exit(2);
+}
+
+bool read_case(std::istream& in, Case* c) {
+  std::string line;
+  if (!std::getline(in, line)) return false;
+  std::istringstream words(line);
+  size_t tensors = 0;
+  words >> c->name >> tensors;
+  for (int64_t value; words >> value;) c->integers.push_back(value);
+  for (size_t i = 0; i < tensors; ++i) {
+    std::getline(in, line);
+    int64_t bytes = 0, misalignment = 0;
+    std::istringstream(line) >> bytes >> misalignment;
+    if (bytes < 0) {
+      c->tensors.emplace_back();
+      continue;
+    }
+    c->tensors.emplace_back(static_cast<size_t>(bytes), static_cast<size_t>(misalignment));
+    in.read(c->tensors.back().data<char>(), bytes);
+  }
+  return true;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  if (argc != 3) {
+    std::cerr << "usage: runner CASES RESULTS\n";
+    return 2;
+  }
+  std::ifstream in(argv[1], std::ios::binary);
+  std::ofstream out(argv[2], std::ios::binary);
+  for (Case c; read_case(in, &c); c = Case{}) {
+    std::vector<Buffer> results = run(c);
+    out << results.size() << "\n";
+    for (Buffer& result : results) {
+      out << result.bytes() << "\n";
+      out.write(result.data<char>(), static_cast<std::streamsize>(result.bytes()));
+    }
+  }
+  return 0;
+}
