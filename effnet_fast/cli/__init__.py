@@ -1,0 +1,69 @@
+"""The command ``effnet-fast``: one file per subcommand.
+
+A subcommand's module has ``HELP``, ``add_arguments(parser)`` and ``run(arguments, output) -> int`` (the exit code).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from ..build import version
+from ..errors import EffnetFastError
+from . import build, classify, demo, info, models
+from .output import Output
+
+COMMANDS = {"demo": demo, "classify": classify, "info": info, "models": models, "build": build}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise EffnetFastError(f"{message} (see {self.prog} --help)")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of the whole command line."""
+    parser = _Parser(prog="effnet-fast", description="Fused MBConv (EfficientNet) kernels for PyTorch.")
+    parser.add_argument("--version", action="version", version=f"effnet-fast {version()}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    for name, module in COMMANDS.items():
+        sub = commands.add_parser(name, help=module.HELP, description=module.__doc__)
+        module.add_arguments(sub)
+        sub.add_argument("--json", action="store_true", help="print JSON and nothing else")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: the arguments, without the program's name; ``None``: this process's.
+
+    Returns:
+        The exit code: 0, what the subcommand says, 2 for bad input (one line on stderr), 130 after Ctrl-C.
+    """
+    parser = make_parser()
+    try:
+        arguments = parser.parse_args(argv)
+        if arguments.command is None:
+            parser.print_help(sys.stderr)
+            return 2
+        code = COMMANDS[arguments.command].run(arguments, Output(arguments.json))
+        sys.stdout.flush()
+        return code
+    except EffnetFastError as error:
+        print(f"effnet-fast: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("effnet-fast: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader (head, less) has seen enough; what is still buffered must not raise again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except SystemExit as leaving:
+        # argparse leaves this way after --help and --version.
+        return leaving.code if isinstance(leaving.code, int) else 0

