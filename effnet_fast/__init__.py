@@ -8,7 +8,7 @@
 Importing the package touches no device. See :mod:`effnet_fast.ops` for the building blocks.
 """
 
-from . import nn, ops
+from . import models, nn, ops
 from .dispatch import backends, use_backend
 from .errors import BackendError, CheckpointError, EffnetFastError, UnknownModelError, UnsupportedBlockError
 from .models import (
@@ -49,6 +49,7 @@ __all__ = [
     "create",
     "efficientnet",
     "list_models",
+    "models",
     "nn",
     "ops",
     "patch",

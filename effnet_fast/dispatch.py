@@ -115,7 +115,9 @@ def use_backend(*names: str) -> Iterator[None]:
         _forced.reset(token)
 
 
-def _ask(backend: str, op: str, device: torch.device, dtype: torch.dtype, facts: dict[str, Any]) -> tuple[bool, str]:
+def _ask(
+    backend: str, op: str, device: torch.device, dtype: torch.dtype, facts: dict[str, Any]
+) -> tuple[bool, str]:
     if backend not in ORDER[op]:
         return False, f"the {backend} backend has no {op}"
     try:
@@ -125,14 +127,18 @@ def _ask(backend: str, op: str, device: torch.device, dtype: torch.dtype, facts:
     return module.can_run(op, device, dtype, **facts)
 
 
-def choose(op: str, device: torch.device, dtype: torch.dtype, **facts: Any) -> Choice:
-    """The backend for ``op`` on tensors of this device and dtype; ``facts`` are what else may matter
-    (kernel_size, stride, stats).
+def choose(
+    op: str, device: torch.device, dtype: torch.dtype, forced: tuple[str, ...] | None = None, **facts: Any
+) -> Choice:
+    """The backend for ``op`` on tensors of this device and dtype.
+
+    ``facts`` are what else may matter (kernel_size, stride, stats); ``forced`` saves asking the environment again.
 
     Raises:
         BackendError: no backend can run it, with each one's reason.
     """
-    forced = forced_backends()
+    if forced is None:
+        forced = forced_backends()
     key = (op, device, dtype, forced, *facts.items())
     choice = _choices.get(key)
     if choice is None:
@@ -170,7 +176,9 @@ def forget_choices() -> None:
     _choices.clear()
 
 
-def backends(device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> dict[str, dict[str, str]]:
+def backends(
+    device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+) -> dict[str, dict[str, str]]:
     """For every op and every backend: ``"ok"`` or the reason it cannot run on this device and dtype.
 
     Returns:

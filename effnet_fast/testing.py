@@ -54,4 +54,6 @@ def assert_accurate(
     """
     dtype = dtype or actual.dtype
     got, limit = error(actual, truth), allowed(baseline, truth, dtype)
-    assert got <= limit, f"{name}: error {got:.3e} exceeds {limit:.3e} ({dtype}, twice PyTorch's plus the floor)"
+    assert got <= limit, (
+        f"{name}: error {got:.3e} exceeds {limit:.3e} ({dtype}, twice PyTorch's plus the floor)"
+    )

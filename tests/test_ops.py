@@ -23,6 +23,11 @@ def leaf(*shape: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
     return torch.randn(shape, dtype=dtype, requires_grad=True)
 
 
+def flatten(weights: ops.Weights) -> list[torch.Tensor]:
+    parts = (p for part in weights for p in (part if isinstance(part, tuple) else (part,)))
+    return [t for t in parts if isinstance(t, torch.Tensor)]
+
+
 def present(out) -> tuple[torch.Tensor, ...]:
     return tuple(t for t in out if t is not None)
 
@@ -126,22 +131,24 @@ LAYOUTS = pytest.mark.parametrize(
 
 
 @LAYOUTS
-@pytest.mark.parametrize("size", [(2, 4, 5, 6), (3, 4, 1, 1), (2, 1, 4, 4)], ids=["image", "1x1", "one-channel"])
+@pytest.mark.parametrize(
+    "size", [(2, 4, 5, 6), (3, 4, 1, 1), (2, 1, 4, 4)], ids=["image", "1x1", "one-channel"]
+)
 def test_opcheck(layout: torch.memory_format, size: tuple[int, ...]) -> None:
     x = image(*size, layout=layout)
     c = size[1]
     vector = [torch.randn(c) for _ in range(4)]
     weight = torch.randn(c, 1, 3, 3, requires_grad=True)
     checked = torch.library.opcheck
-    checked(ops.depthwise.__globals__["_depthwise"], (x, weight, 2, [1, 1, 1, 1], *vector[:2], "silu", *vector[2:], "silu", True, False))  # fmt: skip
-    checked(ops.depthwise.__globals__["_depthwise"], (x, weight, 1, [1, 1, 1, 1], None, None, "none", None, None, "none", False, True))  # fmt: skip
+    checked(torch.ops.effnet_fast.depthwise.default, (x, weight, 2, [1, 1, 1, 1], *vector[:2], "silu", *vector[2:], "silu", True, False))  # fmt: skip
+    checked(torch.ops.effnet_fast.depthwise.default, (x, weight, 1, [1, 1, 1, 1], None, None, "none", None, None, "none", False, True))  # fmt: skip
     matrix, gate, residual = torch.randn(7, c, requires_grad=True), torch.randn(size[:2]), image(size[0], 7, *size[2:], layout=layout)  # fmt: skip
     wide = [torch.randn(7), torch.randn(7)]
-    checked(ops.pointwise.__globals__["_pointwise"], (x, matrix, *vector[:2], "silu", gate, *wide, "silu", None, residual, True, False))  # fmt: skip
-    checked(ops.pointwise.__globals__["_pointwise"], (x, matrix, None, None, "none", None, None, None, "none", None, None, False, True))  # fmt: skip
+    checked(torch.ops.effnet_fast.pointwise.default, (x, matrix, *vector[:2], "silu", gate, *wide, "silu", None, residual, True, False))  # fmt: skip
+    checked(torch.ops.effnet_fast.pointwise.default, (x, matrix, None, None, "none", None, None, None, "none", None, None, False, True))  # fmt: skip
     pooled = torch.randn(size[:2], requires_grad=True)
-    checked(ops.squeeze_excite.__globals__["_squeeze_excite"], (pooled, torch.randn(2, c), None, torch.randn(c, 2), torch.randn(c), "silu", "sigmoid"))  # fmt: skip
-    checked(ops.batch_norm_finalize.__globals__["_batch_norm_finalize"], (torch.rand(2, c).requires_grad_(), torch.randn(c), None, 1e-5))  # fmt: skip
+    checked(torch.ops.effnet_fast.squeeze_excite.default, (pooled, torch.randn(2, c), None, torch.randn(c, 2), torch.randn(c), "silu", "sigmoid"))  # fmt: skip
+    checked(torch.ops.effnet_fast.batch_norm_finalize.default, (torch.rand(2, c).requires_grad_(), torch.randn(c), None, 1e-5))  # fmt: skip
 
 
 @LAYOUTS
@@ -153,7 +160,11 @@ def test_compile_fullgraph(layout: torch.memory_format) -> None:
         gate = ops.squeeze_excite(pooled, w3, None, w3.t(), None)
         return ops.pointwise(d, w1.t(), gate=gate).y
 
-    inputs = (image(2, 3, 6, 6, layout=layout), leaf(8, 3, dtype=torch.float32), leaf(8, 1, 3, 3, dtype=torch.float32))
+    inputs = (
+        image(2, 3, 6, 6, layout=layout),
+        leaf(8, 3, dtype=torch.float32),
+        leaf(8, 1, 3, 3, dtype=torch.float32),
+    )
     inputs = (*inputs, leaf(2, 8, dtype=torch.float32))
     expected = block(*inputs)
     got = torch.compile(block, backend="aot_eager", fullgraph=True)(*inputs)
@@ -247,10 +258,11 @@ def block_inputs(dtype: torch.dtype, layout: torch.memory_format, expands: bool)
 def test_mbconv_opcheck(layout: torch.memory_format, expands: bool, dtype: torch.dtype) -> None:
     inputs = block_inputs(dtype, layout, expands)
     scalars = (1, [1, 1, 1, 1], "silu,silu,silu,sigmoid", True)
-    namespace = mbconv.__globals__
-    torch.library.opcheck(namespace["_training"], (*inputs, [expands, True, False], *scalars))
+    torch.library.opcheck(
+        torch.ops.effnet_fast.mbconv_training.default, (*inputs, [expands, True, False], *scalars)
+    )
     with torch.no_grad():
-        torch.library.opcheck(namespace["_inference"], (*inputs, *scalars))
+        torch.library.opcheck(torch.ops.effnet_fast.mbconv_inference.default, (*inputs, *scalars))
 
 
 @pytest.mark.parametrize("expands, se, residual", [(1, 1, 1), (1, 0, 0), (0, 1, 1), (0, 0, 0)])
@@ -270,7 +282,7 @@ def test_mbconv_gradients(expands: int, se: int, residual: int, training: tuple[
     stride, padding = (1, (1, 1, 1, 1)) if residual else (2, (0, 1, 1, 0))
     settings = ops.Settings(stride, padding, "silu", "hardswish", "relu", "sigmoid", bool(residual))
     x, row_scale = leaf(3, cin, 5, 4), torch.rand(3, dtype=torch.float64)
-    learnt = [t for t in mbconv.__globals__["_flatten"](weights) if t is not None and t.requires_grad]
+    learnt = [t for t in flatten(weights) if t.requires_grad]
     assert gradcheck(lambda *_: mbconv(x, weights, settings, row_scale).y, (x, *learnt))
 
 
@@ -283,7 +295,7 @@ def test_mbconv_keeps_only_what_the_design_says() -> None:
         return t
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        out = mbconv.__globals__["_training"](
+        out = torch.ops.effnet_fast.mbconv_training(
             *inputs, [True] * 3, 1, [1, 1, 1, 1], "silu,silu,silu,sigmoid", True
         )
     images = sorted(tuple(t.shape) for t in kept if t.dim() == 4 and t.shape[0] == 2)
@@ -298,4 +310,3 @@ def test_mbconv_settings_of_the_wrong_kind() -> None:
         mbconv(X, weights, settings)
     with pytest.raises(EffnetFastError, match="settings.depthwise_act must be one of"):
         mbconv(X, weights, settings._replace(residual=False, depthwise_act="gelu"))
-

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..errors import EffnetFastError
 from ..nn.mbconv import ConvNormAct, MBConv, NormLayer, check_probability
+from ..patching import patch
 from .config import VARIANTS, Stage, canonical_name, scaled_stages
 from .weights import Weights, load_weights, read_weights, resolve_weights, trained_classes
 
@@ -158,7 +159,7 @@ def efficientnet(
     norm_layer: NormLayer | None = None,
     model_name: str | None = None,
 ) -> EfficientNet:
-    """Any member of the family: B0 with its channels and repeats scaled.
+    """Any member of the family: B0 with its channels and repeats scaled; its blocks run fused where they can.
 
     Args:
         width_mult: multiplies channels, which are rounded to multiples of 8.
@@ -189,7 +190,7 @@ def efficientnet(
         num_classes=num_classes,
         norm_layer=norm_layer,
     )
-    return model if state is None else load_weights(model, state)
+    return patch(model if state is None else load_weights(model, state))
 
 
 def _builder(name: str) -> Callable[..., EfficientNet]:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from .. import dispatch
 from ..errors import BackendError, UnsupportedBlockError
-from ..ops.mbconv import mbconv
+from ..ops.mbconv import check_input, run_mbconv
 from ..ops.mbconv_kernels import BatchNorm, Settings, Weights
 from ..types import BatchNormStats, accumulation_dtype
 from .parts import ConvBN, MBConvParts, same_padding
@@ -86,7 +86,7 @@ def plan(parts: MBConvParts, device: torch.device, dtype: torch.dtype, training:
     """The backends that would run the block.
 
     Raises:
-        UnsupportedBlockError: none should; the message is the reason.
+        UnsupportedBlockError: the block is better left to PyTorch; the message is the reason.
     """
     conv = parts.depthwise.conv
     statistics = any(part is not None and _batch_statistics(part.bn) for part in parts[:3])  # type: ignore[union-attr]
@@ -97,8 +97,8 @@ def plan(parts: MBConvParts, device: torch.device, dtype: torch.dtype, training:
     return names
 
 
-def _check_count(parts: MBConvParts, x: Tensor, padding: tuple[int, int, int, int]) -> None:
-    """Empty batches and single values per channel are left to PyTorch, which treats or refuses them in its own way."""
+def _check_count(parts: MBConvParts, x: Tensor, padding: tuple[int, int, int, int], training: bool) -> None:
+    """Empty batches and statistics of one value are left to PyTorch, which treats or refuses them in its own way."""
     n, _, height, width = x.shape
     conv = parts.depthwise.conv
     kernel, stride = conv.kernel_size[0], conv.stride[0]
@@ -106,7 +106,7 @@ def _check_count(parts: MBConvParts, x: Tensor, padding: tuple[int, int, int, in
     out = ((height + top + bottom - kernel) // stride + 1) * ((width + left + right - kernel) // stride + 1)
     if n == 0 or height * width == 0:
         raise UnsupportedBlockError("the batch is empty")
-    if n * out <= 1 or n * height * width <= 1:
+    if training and (n * out <= 1 or n * height * width <= 1):
         raise UnsupportedBlockError("one value per channel")
 
 
@@ -162,13 +162,15 @@ def run(parts: MBConvParts, x: Tensor) -> Tensor:
     padding = parts.padding
     if padding == "same":
         padding = same_padding(x.shape[2], x.shape[3], conv.kernel_size[0], conv.stride[0])
-    _check_count(parts, x, padding)
+    _check_count(parts, x, padding, training)
     x = x.to(dtype)
     weights = _weights(parts, dtype)
     row_scale = None
     if parts.row_scale is not None and parts.residual:
         row_scale = parts.row_scale(x).flatten().to(accumulation_dtype(dtype))
-    out = mbconv(x, weights, _settings(parts, padding), row_scale, inference=not training)
+    settings = _settings(parts, padding)
+    check_input(x, weights)
+    out = run_mbconv(x, weights, settings, row_scale, inference=not training)
     if training:
         _update_running_statistics(parts, x, out)
     return out.y
@@ -194,7 +196,9 @@ def update_running_statistics(bn: nn.BatchNorm2d, stats: BatchNormStats, count: 
     if bn.running_mean is None or bn.running_var is None:
         return
     # Cumulative average: the new value's weight is one over the number of batches, on the device, without a sync.
-    weight = bn.momentum if bn.momentum is not None else 1.0 / bn.num_batches_tracked.to(bn.running_mean.dtype)
+    weight = (
+        bn.momentum if bn.momentum is not None else 1.0 / bn.num_batches_tracked.to(bn.running_mean.dtype)
+    )
     bn.running_mean.lerp_(stats.mean.to(bn.running_mean.dtype), weight)
     unbiased = stats.var * (count / (count - 1))
     bn.running_var.lerp_(unbiased.to(bn.running_var.dtype), weight)

@@ -37,7 +37,9 @@ def check_image(op: str, argument: str, x: object) -> None:
         raise fail(op, argument, "a float32, float16, bfloat16 or float64 tensor [N, C, H, W]", describe(x))
 
 
-def check_tensor(op: str, argument: str, t: object, shape: Sequence[int], like: Tensor, dtype: bool = True) -> None:
+def check_tensor(
+    op: str, argument: str, t: object, shape: Sequence[int], like: Tensor, dtype: bool = True
+) -> None:
     """A tensor of exactly this shape on the device (and, unless told otherwise, in the dtype) of ``like``."""
     ok = isinstance(t, Tensor) and tuple(t.shape) == tuple(shape) and t.device == like.device
     if not ok or (dtype and t.dtype != like.dtype):
@@ -66,7 +68,9 @@ def output_size(op: str, x: Tensor, kernel: int, stride: int, padding: Padding) 
     height = x.shape[2] + top + bottom - kernel
     width = x.shape[3] + left + right - kernel
     if height < 0 or width < 0:
-        raise fail(op, "x", f"at least {kernel}x{kernel} with its padding {padding}", f"{x.shape[2]}x{x.shape[3]}")
+        raise fail(
+            op, "x", f"at least {kernel}x{kernel} with its padding {padding}", f"{x.shape[2]}x{x.shape[3]}"
+        )
     return height // stride + 1, width // stride + 1
 
 

@@ -182,7 +182,9 @@ def _backward(ctx, grad_y, grad_pooled, grad_stats):  # type: ignore[no-untyped-
     x, weight, in_scale, in_shift, scale, shift, z, moments = ctx.saved_tensors
     stride, padding, in_act, act = ctx.attributes
     if z is None:
-        z = _depthwise(x, weight, stride, padding, in_scale, in_shift, in_act, None, None, "none", False, False)[0]
+        z = _depthwise(
+            x, weight, stride, padding, in_scale, in_shift, in_act, None, None, "none", False, False
+        )[0]
     grads = epilogue_backward(grad_y, grad_pooled, grad_stats, z, moments, maybe_affine(scale, shift), act)
     need_dx, need_dw = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
     dx, dweight, sums = _depthwise_backward(

@@ -42,7 +42,12 @@ class MBConvOut(NamedTuple):
 
 
 def mbconv(
-    x: Tensor, weights: Weights, settings: Settings, row_scale: Tensor | None = None, *, inference: bool | None = None
+    x: Tensor,
+    weights: Weights,
+    settings: Settings,
+    row_scale: Tensor | None = None,
+    *,
+    inference: bool | None = None,
 ) -> MBConvOut:
     """The MBConv block of MnasNet and EfficientNet (Tan and Le 2019), forward and backward fused.
 
@@ -66,18 +71,41 @@ def mbconv(
         BackendError: no backend can run it.
     """
     _check(x, weights, settings, row_scale)
+    if inference is None:
+        wants_grad = any(t is not None and t.requires_grad for t in (x, *_flatten(weights)))
+        norms = (weights.expand_bn, weights.depthwise_bn, weights.project_bn)
+        statistics = any(bn is not None and bn.training for bn in norms)
+        inference = not statistics and not (torch.is_grad_enabled() and wants_grad)
+    return run_mbconv(x, weights, settings, row_scale, inference)
+
+
+def run_mbconv(
+    x: Tensor, weights: Weights, settings: Settings, row_scale: Tensor | None, inference: bool
+) -> MBConvOut:
+    """:func:`mbconv` without the checks, for weights that come from modules whose constructors made them."""
     flat = _flatten(weights)
     norms = (weights.expand_bn, weights.depthwise_bn, weights.project_bn)
     eps = [0.0 if bn is None else bn.eps for bn in norms]
     training = [bn is not None and bn.training for bn in norms]
-    if inference is None:
-        grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, *flat))
-        inference = not grad and not any(training)
     scalars = (settings.stride, settings.padding, ",".join(settings[2:6]), settings.residual)
     if inference:
         return MBConvOut(_inference(x, *flat, row_scale, eps, *scalars), None, None, None)
     out = _training(x, *flat, row_scale, eps, training, *scalars)
     return MBConvOut(out[0], None if weights.expand is None else out[6], out[7], out[8])
+
+
+def check_input(x: Tensor, weights: Weights) -> None:
+    """The part of the checks that concerns ``x``.
+
+    Raises:
+        EffnetFastError: ``x`` is not an image with the channels the weights are for.
+    """
+    op = "ops.mbconv"
+    checks.check_image(op, "x", x)
+    first = weights.depthwise if weights.expand is None else weights.expand
+    channels = first.shape[0 if weights.expand is None else 1]
+    if x.shape[1] != channels or x.device != first.device:
+        raise checks.fail(op, "x", f"[N, {channels}, H, W] on {first.device}", checks.describe(x))
 
 
 def _check(x: Tensor, weights: Weights, settings: Settings, row_scale: Tensor | None) -> None:
@@ -86,7 +114,9 @@ def _check(x: Tensor, weights: Weights, settings: Settings, row_scale: Tensor | 
     depthwise = weights.depthwise
     kernel = depthwise.shape[-1] if isinstance(depthwise, Tensor) and depthwise.dim() == 4 else 0
     if kernel not in (3, 5, 7):
-        raise checks.fail(op, "weights.depthwise", "[C, 1, k, k] with k in 3, 5, 7", checks.describe(depthwise))
+        raise checks.fail(
+            op, "weights.depthwise", "[C, 1, k, k] with k in 3, 5, 7", checks.describe(depthwise)
+        )
     channels, cin = depthwise.shape[0], x.shape[1]
     if weights.expand is not None:
         checks.check_tensor(op, "weights.expand", weights.expand, (channels, cin), x)
@@ -105,7 +135,12 @@ def _check(x: Tensor, weights: Weights, settings: Settings, row_scale: Tensor | 
                 checks.check_tensor(op, f"weights.{name}_bn.{part}", t, (size,), x, dtype=False)
     if weights.w1 is not None:
         squeezed = weights.w1.shape[0]
-        shapes = {"w1": (squeezed, channels), "b1": (squeezed,), "w2": (channels, squeezed), "b2": (channels,)}
+        shapes = {
+            "w1": (squeezed, channels),
+            "b1": (squeezed,),
+            "w2": (channels, squeezed),
+            "b2": (channels,),
+        }
         for part, shape in shapes.items():
             t = getattr(weights, part)
             if t is not None or part == "w2":
@@ -315,7 +350,29 @@ def _training_backward(
 
 
 @_training_backward.register_fake
-def _(dy, x, e, d, p, pooled, gate, s1, s2, s3, expand, depthwise, project, w1, b1, w2, b2, row_scale, training, needs, *_):  # type: ignore[no-untyped-def]
+def _(
+    dy,
+    x,
+    e,
+    d,
+    p,
+    pooled,
+    gate,
+    s1,
+    s2,
+    s3,
+    expand,
+    depthwise,
+    project,
+    w1,
+    b1,
+    w2,
+    b2,
+    row_scale,
+    training,
+    needs,
+    *_,
+):  # type: ignore[no-untyped-def]
     wide = accumulation_dtype(x.dtype)
     c, cout = depthwise.shape[0], project.shape[0]
 

@@ -92,12 +92,13 @@ class Needs(NamedTuple):
 
 
 def _runner(x: Tensor, weights: Weights, settings: Settings) -> Callable[[str], Callable[..., Any]]:
-    kernel = weights.depthwise.shape[-1]
+    device, dtype, forced = x.device, x.dtype, dispatch.forced_backends()
+    stencil = {"kernel_size": weights.depthwise.shape[-1], "stride": settings.stride}
 
     def run(op: str, **facts: Any) -> Callable[..., Any]:
         if op.startswith("depthwise"):
-            facts.update(kernel_size=kernel, stride=settings.stride)
-        return dispatch.select(op, x, **facts)
+            facts |= stencil
+        return dispatch.choose(op, device, dtype, forced, **facts).function
 
     return run
 
@@ -134,7 +135,9 @@ def inference(x: Tensor, weights: Weights, settings: Settings, row_scale: Tensor
     ).y
 
 
-def _gate(run: Callable[..., Any], pooled: Tensor | None, weights: Weights, settings: Settings) -> Tensor | None:
+def _gate(
+    run: Callable[..., Any], pooled: Tensor | None, weights: Weights, settings: Settings
+) -> Tensor | None:
     if weights.w1 is None:
         return None
     return run("squeeze_excite")(

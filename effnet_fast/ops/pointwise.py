@@ -190,7 +190,9 @@ def _backward(ctx, grad_y, grad_pooled, grad_stats):  # type: ignore[no-untyped-
     if z is None:
         epilogue = (None, None, "none", None, None, False, False)
         z = _pointwise(x, weight, in_scale, in_shift, in_act, gate, *epilogue)[0]
-    grads = epilogue_backward(grad_y, grad_pooled, grad_stats, z, moments, maybe_affine(scale, shift), act, row_scale)
+    grads = epilogue_backward(
+        grad_y, grad_pooled, grad_stats, z, moments, maybe_affine(scale, shift), act, row_scale
+    )
     need_dx, need_dw = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
     dx, dweight, sums = _pointwise_backward(
         grads.dz, x, weight, in_scale, in_shift, in_act, gate, need_dx, need_dw

@@ -60,7 +60,9 @@ def _refuse_unsupported(model: nn.Module, found: list[tuple[str, nn.Module]]) ->
     rows = [row for row in (_row(name, block) for name, block in found) if row.state == "eager"]
     if rows:
         more = f" and {len(rows) - 1} more" if len(rows) > 1 else ""
-        raise EffnetFastError(f"patch: {rows[0].name or 'the model'} cannot run fused: {rows[0].reason}{more}")
+        raise EffnetFastError(
+            f"patch: {rows[0].name or 'the model'} cannot run fused: {rows[0].reason}{more}"
+        )
 
 
 def unpatch(model: Model) -> Model:
@@ -97,7 +99,9 @@ class Report(NamedTuple):
         lines = [ReportRow("block", "class", "runs", "backend", "reason"), *self.rows]
         widths = [max(len(row[i]) for row in lines) for i in range(4)]
         body = "\n".join(
-            "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row.reason]).rstrip()
+            "  ".join(
+                [*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row.reason]
+            ).rstrip()
             for row in lines
         )
         return f"{body}\n{self.fused} of {len(self.rows)} blocks fused"
@@ -106,7 +110,8 @@ class Report(NamedTuple):
 def report(model: nn.Module) -> Report:
     """For every MBConv block: fused or eager now, on which backend, and why not.
 
-    "Now" is the mode (training or not), device and dtype the model is in; ``torch.no_grad`` is taken into account.
+    "Now" is the device and dtype the block is in, and its mode: in training mode the training kernels are asked
+    for, in eval mode the inference kernels, which run under ``torch.no_grad`` or ``torch.inference_mode``.
 
     Raises:
         EffnetFastError: ``model`` is not a module.
@@ -129,9 +134,9 @@ def _row(name: str, block: nn.Module, must_be_patched: bool = False) -> ReportRo
     try:
         parts = read_parts(block)
         weight = parts.project.conv.weight
-        # A tensor without gradient in its place: only the parameters decide between inference and training.
-        probe = torch.empty(0, dtype=weight.dtype, device=weight.device)
-        training = fused.needs_backward(parts, probe)
-        return ReportRow(name, kind, "fused", fused.plan(parts, weight.device, fused.compute_dtype(probe), training), "")
+        with torch.set_grad_enabled(block.training):
+            training = fused.needs_backward(parts, weight)
+        names = fused.plan(parts, weight.device, fused.compute_dtype(weight), training)
+        return ReportRow(name, kind, "fused", names, "")
     except UnsupportedBlockError as error:
         return ReportRow(name, kind, "eager", "", str(error))

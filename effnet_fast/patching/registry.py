@@ -8,6 +8,7 @@ module and ``DataParallel`` replicas.
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -42,7 +43,9 @@ def register_block(block_class: type[nn.Module], adapter: Adapter) -> None:
             It runs at every forward, so that replaced submodules are seen: keep it to attribute look-ups.
     """
     if not (isinstance(block_class, type) and issubclass(block_class, nn.Module)):
-        raise EffnetFastError(f"register_block: block_class must be a subclass of nn.Module, got {block_class!r}")
+        raise EffnetFastError(
+            f"register_block: block_class must be a subclass of nn.Module, got {block_class!r}"
+        )
     if not callable(adapter):
         raise EffnetFastError(f"register_block: adapter must be callable, got {type(adapter).__name__}")
     _adapters[block_class] = adapter
@@ -87,20 +90,39 @@ class FusedBlock(nn.Module):
 
     _effnet_fast_original: type[nn.Module]
 
+    def forward(self, x: Tensor) -> Tensor:
+        if not fused.tracing(x):
+            try:
+                return fused.run(read_parts(self), x)
+            except UnsupportedBlockError:
+                pass
+        return super().forward(x)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # Pickle finds classes by name and this one is made at run time: name the original instead.
+        return _rebuild, (self._effnet_fast_original,), self.__dict__
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """What ``torch.jit.script`` compiles: the original block, on the same parameters."""
+        original = self._effnet_fast_original.__new__(self._effnet_fast_original)
+        original.__dict__ = self.__dict__
+        return original
+
+    def _get_name(self) -> str:
+        return f"{self._effnet_fast_original.__name__}[effnet_fast]"
+
+
+class FusedBlockWithArguments(FusedBlock):
+    """For blocks whose ``forward`` takes more than ``x``."""
+
+    # A class of its own, because torch.fx cannot trace through *args of a root module.
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if not fused.tracing(x):
             try:
                 return fused.run(read_parts(self, *args, **kwargs), x)
             except UnsupportedBlockError:
                 pass
-        return super().forward(x, *args, **kwargs)
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        # Pickle finds classes by name and this one is made at run time: name the original instead.
-        return _rebuild, (self._effnet_fast_original,), self.__dict__
-
-    def _get_name(self) -> str:
-        return f"{self._effnet_fast_original.__name__}[effnet_fast]"
+        return super(FusedBlock, self).forward(x, *args, **kwargs)
 
 
 def fused_class(block_class: type[nn.Module]) -> type[nn.Module]:
@@ -109,7 +131,11 @@ def fused_class(block_class: type[nn.Module]) -> type[nn.Module]:
     if subclass is None:
         namespace = {"_effnet_fast_original": block_class, "__doc__": block_class.__doc__}
         namespace |= {"__module__": __name__, "__qualname__": f"Fused{block_class.__name__}"}
-        subclass = _subclasses[block_class] = type(f"Fused{block_class.__name__}", (FusedBlock, block_class), namespace)
+        only_x = len(inspect.signature(block_class.forward).parameters) == 2
+        base = FusedBlock if only_x else FusedBlockWithArguments
+        subclass = _subclasses[block_class] = type(
+            f"Fused{block_class.__name__}", (base, block_class), namespace
+        )
     return subclass
 
 

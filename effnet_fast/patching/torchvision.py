@@ -17,7 +17,9 @@ def parts(block: nn.Module) -> MBConvParts:
     project = _conv_bn(layers.pop())
     squeeze_excite = _squeeze_excite(layers.pop()) if _is_squeeze_excite(layers[-1]) else None
     if not 1 <= len(layers) <= 2:
-        raise UnsupportedBlockError(f"its {len(block.block)} layers are not expand, depthwise, squeeze-and-excite, project")
+        raise UnsupportedBlockError(
+            f"its {len(block.block)} layers are not expand, depthwise, squeeze-and-excite, project"
+        )
     depthwise = _conv_bn(layers.pop())
     return MBConvParts(
         depthwise,
@@ -32,8 +34,10 @@ def parts(block: nn.Module) -> MBConvParts:
 
 def _conv_bn(layer: nn.Module) -> ConvBN:
     children = list(layer) if isinstance(layer, nn.Sequential) else []
-    if not 2 <= len(children) <= 3 or type(children[0]) is not nn.Conv2d:
+    if not 2 <= len(children) <= 3:
         raise UnsupportedBlockError(f"{type(layer).__name__} is not convolution, normalization, activation")
+    if type(children[0]) is not nn.Conv2d:
+        raise UnsupportedBlockError(f"{type(children[0]).__name__} is not nn.Conv2d")
     return ConvBN(children[0], children[1], activation_name(children[2]) if len(children) == 3 else "none")
 
 
@@ -50,7 +54,10 @@ def _squeeze_excite(layer: nn.Module) -> SqueezeExcite:
 
 
 def _row_scale(stochastic_depth: nn.Module):  # type: ignore[no-untyped-def]
-    if type(stochastic_depth).__name__ != "StochasticDepth" or getattr(stochastic_depth, "mode", "row") != "row":
+    if (
+        type(stochastic_depth).__name__ != "StochasticDepth"
+        or getattr(stochastic_depth, "mode", "row") != "row"
+    ):
         raise UnsupportedBlockError(f"{type(stochastic_depth).__name__} is not stochastic depth by row")
     if not stochastic_depth.training or stochastic_depth.p == 0.0:
         return None

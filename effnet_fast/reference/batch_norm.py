@@ -13,7 +13,9 @@ from .activations import activation_grad
 from .common import apply_affine, normalize, per_sample, upcast
 
 
-def batch_norm_finalize(stats: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> BatchNormStats:
+def batch_norm_finalize(
+    stats: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> BatchNormStats:
     """Merge partial statistics [P, 3, C] = (count, mean, M2) and derive the affine of a training BatchNorm.
 
     Chan's merge, in a fixed order: ``mean = sum n_i mean_i / n``, ``M2 = sum M2_i + n_i (mean_i - mean)^2``.

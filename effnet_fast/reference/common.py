@@ -16,7 +16,7 @@ def per_channel(vector: Tensor) -> Tensor:
 
 def per_sample(matrix: Tensor) -> Tensor:
     """[N, C] -> [N, C, 1, 1]; a vector [N] -> [N, 1, 1, 1]."""
-    return matrix.reshape(matrix.shape[0], -1, 1, 1)
+    return matrix.reshape(matrix.shape[0], matrix.shape[1] if matrix.dim() == 2 else 1, 1, 1)
 
 
 def upcast(x: Tensor) -> Tensor:
@@ -52,7 +52,11 @@ def prologue(x: Tensor, affine: Affine | None, act: str, gate: Tensor | None = N
 
 
 def epilogue(
-    z: Tensor, affine: Affine | None, act: str, row_scale: Tensor | None = None, residual: Tensor | None = None
+    z: Tensor,
+    affine: Affine | None,
+    act: str,
+    row_scale: Tensor | None = None,
+    residual: Tensor | None = None,
 ) -> Tensor:
     """``act(affine(z)) * row_scale + residual`` in the accumulation dtype."""
     y = activation(apply_affine(z, affine), act)
