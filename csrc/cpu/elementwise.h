@@ -22,6 +22,9 @@ inline ElementwisePlan plan_elementwise(const ElementwiseParams& p) {
   constexpr int64_t kTaskElements = 1 << 15;
   ElementwisePlan plan{};
   plan.band_rows = p.channels < kTaskElements ? kTaskElements / (p.channels > 0 ? p.channels : 1) : 1;
+  // Sums of 64 terms, then a sum of those: errors of a long running sum grow with its length.
+  constexpr int64_t kSumRows = 64;
+  if (p.pooled != nullptr && plan.band_rows > kSumRows) plan.band_rows = kSumRows;
   plan.bands = p.rows > 0 ? (p.rows + plan.band_rows - 1) / plan.band_rows : 1;
   return plan;
 }

@@ -202,17 +202,15 @@ std::tuple<Tensor, Tensor> run_elementwise(const Tensor& x_in, const OptionalTen
     p.residual = dense_residual->const_data_ptr();
   }
   p.x = x.const_data_ptr();
-  ElementwisePlan plan = plan_elementwise(p);
   Tensor y = output == Output::kInPlace ? x_in
              : output == Output::kNew   ? new_image(x, {p.batch, p.channels, x.size(2), x.size(3)})
                                         : new_vector({0});
   Tensor pooled = new_vector(pool ? Shape{p.batch, p.channels} : Shape{0});
+  p.pooled = pool ? pooled.mutable_data_ptr<float>() : nullptr;
+  ElementwisePlan plan = plan_elementwise(p);
   Tensor partial = new_vector(pool ? Shape{p.batch, plan.bands, p.channels} : Shape{0});
   p.y = output == Output::kNone ? nullptr : y.mutable_data_ptr();
-  if (pool) {
-    p.pooled = pooled.mutable_data_ptr<float>();
-    plan.partial_sums = partial.mutable_data_ptr<float>();
-  }
+  plan.partial_sums = pool ? partial.mutable_data_ptr<float>() : nullptr;
   const auto kernel = EFFNET_SELECT_ISA(elementwise_tasks);
   torch::stable::parallel_for(0, plan.tasks(p), 1, [&](int64_t begin, int64_t end) { kernel(p, plan, begin, end); });
   if (pool) merge_sums(plan.partial_sums, p.batch, plan.bands, p.channels, p.rows, p.pooled);

@@ -1,0 +1,435 @@
+"""The C++ CPU kernels against the reference, on every instruction set this machine can run."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from effnet_fast import cpu, native, reference
+from effnet_fast.reference.activations import ACTIVATIONS
+from effnet_fast.testing import assert_accurate
+from effnet_fast.types import Affine
+
+pytestmark = pytest.mark.skipif(
+    not native.available("_ops")[0], reason=native.available("_ops")[1] or "native"
+)
+
+ISAS = {"baseline": 0, "avx2": 1, "avx512": 2, "avx512bf16": 3}
+DTYPES = (torch.float32, torch.bfloat16)
+PLAIN = {"in_affine": None, "in_act": "none", "affine": None, "act": "none"}
+
+
+def set_isa(name: str) -> None:
+    """Force an instruction set, or skip the test where this processor (or the build) lacks it."""
+    if native.ops().cpu_isa(ISAS[name]) != ISAS[name]:
+        pytest.skip(f"no {name} here")
+
+
+@pytest.fixture(autouse=True)
+def restore_isa() -> Iterator[None]:
+    yield
+    native.ops().cpu_isa(max(ISAS.values()))
+
+
+def image(n: int, c: int, h: int, w: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(n, c, h, w).to(dtype).contiguous(memory_format=torch.channels_last)
+
+
+def affine(c: int) -> Affine:
+    return Affine(torch.rand(c) + 0.5, torch.randn(c))
+
+
+def double(value: Tensor | Affine | None) -> Tensor | Affine | None:
+    if isinstance(value, Affine):
+        return Affine(value.scale.double(), value.shift.double())
+    return None if value is None else value.double()
+
+
+def eager_depthwise(
+    x: Tensor, weight: Tensor, stride: int, padding: tuple[int, ...], **fused: object
+) -> Tensor:
+    """The same as separate PyTorch calls in x's dtype: what the error is compared with."""
+    if fused["in_affine"] is not None:
+        scale, shift = (v.to(x.dtype)[:, None, None] for v in fused["in_affine"])  # type: ignore[attr-defined]
+        x = x * scale + shift
+    x = reference.activation(x, fused["in_act"])  # type: ignore[arg-type]
+    z = F.conv2d(F.pad(x, padding), weight, stride=stride, groups=x.shape[1])
+    if fused["affine"] is not None:
+        scale, shift = (v.to(x.dtype)[:, None, None] for v in fused["affine"])  # type: ignore[attr-defined]
+        z = z * scale + shift
+    return reference.activation(z, fused["act"])  # type: ignore[arg-type]
+
+
+def check_depthwise(
+    x: Tensor, weight: Tensor, stride: int, padding: tuple[int, int, int, int], **fused: object
+) -> None:
+    y, pooled, _ = cpu.depthwise(x, weight, stride, padding, pool=True, **fused)  # type: ignore[arg-type]
+    exact = {k: v if isinstance(v, str) else double(v) for k, v in fused.items()}  # type: ignore[arg-type]
+    truth = reference.depthwise(x.double(), weight.double(), stride, padding, pool=True, **exact)  # type: ignore[arg-type]
+    assert y.dtype == x.dtype and y.stride() == truth.y.stride()
+    if not y.numel():
+        assert y.shape == truth.y.shape and pooled is not None and pooled.shape == truth.pooled.shape
+        return
+    eager = eager_depthwise(x, weight, stride, padding, **fused)
+    assert_accurate("y", y, eager, truth.y)
+    # The mean is of unrounded values and in fp32, whatever the dtype of y.
+    mean = reference.depthwise(x.float(), weight.float(), stride, padding, pool=True, **fused).pooled  # type: ignore[arg-type]
+    assert_accurate("pooled", pooled, mean, truth.pooled, torch.float32)
+
+
+def random_case(draw: random.Random) -> dict[str, object]:
+    k = draw.choice((3, 5, 7))
+    padding = tuple(draw.choice((0, 1, 2, k // 2, k // 2, k // 2, k - 1, k + 2)) for _ in range(4))
+    c = draw.choice((1, 2, 3, 8, 15, 16, 17, 24, 31, 32, 33, 40, 48, 65, 96, 136))
+    h = draw.randint(max(1, k - padding[2] - padding[3]), 26)
+    w = draw.randint(max(1, k - padding[0] - padding[1]), 26)
+    return {
+        "shape": (draw.choice((0, 1, 1, 1, 2, 3)), c, h, w),
+        "kernel": k,
+        "stride": draw.choice((1, 2)),
+        "padding": padding,
+        "dtype": draw.choice(DTYPES),
+        "in_affine": draw.random() < 0.5,
+        "in_act": draw.choice(ACTIVATIONS),
+        "affine": draw.random() < 0.6,
+        "act": draw.choice(ACTIVATIONS),
+    }
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("block", range(6))
+def test_depthwise_on_random_shapes(isa: str, block: int) -> None:
+    """6 x 40 cases; every instruction set sees the same ones."""
+    set_isa(isa)
+    draw = random.Random(block)
+    for _ in range(40):
+        case = random_case(draw)
+        n, c, h, w = case["shape"]  # type: ignore[misc]
+        k, dtype = case["kernel"], case["dtype"]
+        check_depthwise(
+            image(n, c, h, w, dtype),  # type: ignore[arg-type]
+            (torch.randn(c, 1, k, k) / k).to(dtype),  # type: ignore[arg-type, call-overload]
+            case["stride"],  # type: ignore[arg-type]
+            case["padding"],  # type: ignore[arg-type]
+            in_affine=affine(c) if case["in_affine"] else None,
+            in_act=case["in_act"],
+            affine=affine(c) if case["affine"] else None,
+            act=case["act"],
+        )
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("k", [3, 5, 7])
+@pytest.mark.parametrize(
+    ("shape", "padding"),
+    [
+        ((1, 17, 1, 1), (9, 9, 9, 9)),
+        ((2, 5, 2, 3), (0, 12, 12, 0)),
+        ((1, 32, 40, 3), (3, 3, 3, 3)),
+        ((1, 32, 3, 40), (3, 3, 3, 3)),
+        ((1, 3, 7, 7), (0, 0, 0, 0)),
+    ],
+    ids=["pixel-in-wide-padding", "padding-on-one-side", "tall", "wide", "kernel-sized"],
+)
+def test_depthwise_where_padding_meets_size(
+    shape: tuple[int, int, int, int], padding: tuple[int, int, int, int], k: int, stride: int
+) -> None:
+    """Windows that lie in the padding altogether, images smaller than the kernel."""
+    weight = torch.randn(shape[1], 1, k, k) / k
+    check_depthwise(image(*shape), weight, stride, padding, **PLAIN)
+    fused = {"in_affine": affine(shape[1]), "in_act": "silu", "affine": affine(shape[1]), "act": "hardswish"}
+    check_depthwise(image(*shape), weight, stride, padding, **fused)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("offset", [1, 2, 3])
+def test_depthwise_reads_slices_and_writes_nothing_else(dtype: torch.dtype, offset: int) -> None:
+    """x inside a larger NaN-filled image, at an odd address: NaN would show any tap outside the slice."""
+    c, h, w = 19, 9, 11
+    buffer = torch.full((offset + 2 * 14 * 16 * 23,), float("nan"), dtype=dtype)
+    large = buffer[offset:].view(2, 14, 16, 23).permute(0, 3, 1, 2)
+    x = large[:, 2 : 2 + c, 3 : 3 + h, 2 : 2 + w]
+    x.copy_(torch.randn(2, c, h, w))
+    before = buffer.clone()
+    assert x.storage_offset() % 16 and not x.is_contiguous(memory_format=torch.channels_last)
+    for fused in (PLAIN, {**PLAIN, "in_act": "silu", "act": "relu6"}):
+        check_depthwise(x, torch.randn(c, 1, 5, 5).to(dtype), 2, (1, 2, 2, 1), **fused)
+    assert torch.equal(buffer.view(torch.uint8), before.view(torch.uint8))
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "expanded", "transposed"])
+def test_depthwise_takes_any_strides(layout: str) -> None:
+    x = {
+        "contiguous": torch.randn(2, 20, 8, 9),
+        "expanded": torch.randn(1, 1, 8, 9).expand(2, 20, 8, 9),
+        "transposed": image(2, 20, 9, 8).transpose(2, 3),
+    }[layout]
+    weight = torch.randn(3, 3, 20, 1).permute(2, 3, 0, 1)
+    check_depthwise(x, weight, 1, (1, 1, 1, 1), **PLAIN)
+
+
+def test_depthwise_writes_every_output(poisoned_native_memory: None) -> None:
+    for dtype in DTYPES:
+        y, pooled, _ = cpu.depthwise(
+            image(2, 21, 9, 7, dtype),
+            torch.randn(21, 1, 3, 3).to(dtype),
+            2,
+            (1, 0, 0, 1),
+            act="silu",
+            pool=True,
+        )
+        assert pooled is not None and y.isfinite().all() and pooled.isfinite().all()
+
+
+def test_one_nan_stays_in_its_window() -> None:
+    x = image(2, 33, 8, 8)
+    x[0, 7, 4, 4] = float("nan")
+    y, pooled, _ = cpu.depthwise(x, torch.ones(33, 1, 3, 3), 1, (1, 1, 1, 1), act="silu", pool=True)
+    expected = torch.zeros(2, 33, 8, 8, dtype=torch.bool)
+    expected[0, 7, 3:6, 3:6] = True
+    assert pooled is not None
+    assert torch.equal(y.isnan(), expected) and torch.equal(pooled.isnan(), expected.any(-1).any(-1))
+
+
+def run_all(seed: int = 3) -> list[Tensor]:
+    """One call of everything that is threaded, on shapes with many tasks."""
+    torch.manual_seed(seed)
+    out: list[Tensor] = []
+    for dtype in DTYPES:
+        x = image(2, 70, 40, 37, dtype)
+        y, pooled, _ = cpu.depthwise(
+            x, torch.randn(70, 1, 5, 5).to(dtype), 1, (2, 2, 2, 2), affine=affine(70), act="silu", pool=True
+        )
+        assert pooled is not None
+        w1, w2 = torch.randn(9, 70).to(dtype), torch.randn(70, 9).to(dtype)
+        gate = cpu.squeeze_excite(pooled, w1, None, w2, None)
+        out += [y, pooled, gate, cpu.affine_pool(y, affine(70), "silu")]
+        out.append(cpu.affine_residual(y, affine(70), "relu", torch.rand(2), x))
+    return out
+
+
+def test_results_do_not_depend_on_the_number_of_threads() -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = run_all()
+        for threads in (2, 3):
+            torch.set_num_threads(threads)
+            assert all(torch.equal(a, b) for a, b in zip(alone, run_all(), strict=True))
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_an_image_does_not_depend_on_its_batch() -> None:
+    x, weight = image(3, 40, 33, 20), torch.randn(40, 1, 3, 3)
+    batch = cpu.depthwise(x, weight, 1, (1, 1, 1, 1), act="silu", pool=True)
+    for n in range(3):
+        alone = cpu.depthwise(x[n : n + 1], weight, 1, (1, 1, 1, 1), act="silu", pool=True)
+        assert torch.equal(alone.y[0], batch.y[n])
+        assert alone.pooled is not None and batch.pooled is not None
+        assert torch.equal(alone.pooled[0], batch.pooled[n])
+
+
+def test_calls_from_several_python_threads() -> None:
+    x, weight = image(1, 64, 20, 20), torch.randn(64, 1, 3, 3)
+    small = image(1, 16, 5, 5)
+    expected = cpu.depthwise(x, weight, 1, (1, 1, 1, 1), act="silu", pool=True)
+    wrong: list[int] = []
+
+    def work(me: int) -> None:
+        for _ in range(20):
+            # Scratch memory is per thread and grows: alternate sizes.
+            cpu.depthwise(small, weight[:16], 2, (1, 1, 1, 1))
+            got = cpu.depthwise(x, weight, 1, (1, 1, 1, 1), act="silu", pool=True)
+            if not torch.equal(got.y, expected.y) or not torch.equal(got.pooled, expected.pooled):  # type: ignore[arg-type]
+                wrong.append(me)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("act", ACTIVATIONS)
+def test_activations_at_the_edges(isa: str, act: str) -> None:
+    set_isa(isa)
+    inf, nan = float("inf"), float("nan")
+    values = [0.0, -0.0, 3.0, -3.0, 6.0, 20.0, -20.0, 87.0, -87.0, 88.5, -88.5, 89.0, -89.0, 1e4, -1e4]
+    x = torch.tensor([*values, 65504.0, inf, nan]).view(1, -1, 1, 1)
+    got = cpu.affine_residual(x, None, act)
+    expected = reference.activation(x.double(), act)
+    # silu(-89) is -2e-37: as good as zero.
+    torch.testing.assert_close(got.double(), expected, rtol=1e-6, atol=1e-35, equal_nan=True)
+    lowest = cpu.affine_residual(torch.tensor(-inf).view(1, 1, 1, 1), None, act)
+    torch.testing.assert_close(
+        lowest, reference.activation(torch.tensor(-inf), act).view(1, 1, 1, 1), equal_nan=True
+    )
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_silu_is_accurate_everywhere(isa: str) -> None:
+    set_isa(isa)
+    x = torch.linspace(-80, 80, 1 << 16).view(1, 16, 64, 64)
+    truth = F.silu(x.double())
+    worst = ((cpu.affine_residual(x, None, "silu") - truth) / truth).abs().nan_to_num(0).max().item()
+    assert worst < 1e-6
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_bfloat16_rounds_to_nearest_even(isa: str) -> None:
+    """Through an affine, so that fp32 values between the bf16 ones are stored; NaN must stay NaN."""
+    set_isa(isa)
+    bits = torch.randint(-(2**31), 2**31 - 1, (1 << 16,), dtype=torch.int64).to(torch.int32)
+    shift = torch.cat([bits.view(torch.float32), torch.tensor([float("nan"), float("inf"), 3.3961776e38])])
+    shift = shift[(shift.abs() > 2.0**-126) | shift.isnan()]
+    x = torch.zeros(1, shift.numel(), 1, 1, dtype=torch.bfloat16)
+    got = cpu.affine_residual(x, Affine(torch.ones_like(shift), shift)).flatten()
+    torch.testing.assert_close(got, shift.to(torch.bfloat16), rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1, 16, 9, 9), (3, 24, 7, 5), (2, 7, 1, 1), (0, 8, 4, 4), (1, 200, 2, 2)])
+def test_pointwise(isa: str, dtype: torch.dtype, shape: tuple[int, int, int, int]) -> None:
+    set_isa(isa)
+    n, c, h, w = shape
+    for out_channels in (3, 40):
+        x, weight = image(*shape, dtype), (torch.randn(out_channels, c) / c**0.5).to(dtype)
+        prologues: list[dict[str, object]] = [{}, {"gate": torch.rand(n, c)}]
+        prologues.append({"in_affine": affine(c), "in_act": "silu", "gate": torch.rand(n, c)})
+        epilogues: list[dict[str, object]] = [{}, {"affine": affine(out_channels), "act": "silu"}]
+        residual = image(n, out_channels, h, w, dtype)
+        epilogues.append({"affine": affine(out_channels), "row_scale": torch.rand(n), "residual": residual})
+        for fused in ({**p, **e} for p in prologues for e in epilogues):
+            got = cpu.pointwise(x, weight, pool=True, **fused)  # type: ignore[arg-type]
+            exact = {k: v if isinstance(v, str) else double(v) for k, v in fused.items()}  # type: ignore[arg-type]
+            truth = reference.pointwise(x.double(), weight.double(), pool=True, **exact)  # type: ignore[arg-type]
+            assert got.y.stride() == truth.y.stride() and got.y.dtype == dtype
+            if n:
+                # Rounded where PyTorch rounds: the gated input, z and y.
+                fp32 = {k: v.float() if isinstance(v, Tensor) else v for k, v in fused.items()}
+                rounded = reference.pointwise(x.float(), weight.float(), **fp32).y.to(dtype)  # type: ignore[arg-type]
+                size = truth.y.abs().max().item()
+                limit = (
+                    2 * (rounded.double() - truth.y).abs().max().item()
+                    + (2e-2 if dtype.itemsize == 2 else 1e-5) * size
+                )
+                assert (got.y.double() - truth.y).abs().max().item() <= limit
+                assert got.pooled is not None and truth.pooled is not None
+                assert (got.pooled.double() - truth.pooled).abs().max().item() <= limit
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("n", "c", "r"), [(1, 32, 8), (3, 1152, 48), (2, 17, 1), (5, 3, 2), (0, 16, 4)])
+def test_squeeze_excite(isa: str, dtype: torch.dtype, n: int, c: int, r: int) -> None:
+    set_isa(isa)
+    pooled = torch.randn(n, c)
+    w1, w2 = (torch.randn(r, c) / c**0.5).to(dtype), torch.randn(c, r).to(dtype)
+    biases = [(None, None), (torch.randn(r).to(dtype), torch.randn(c))]
+    for b1, b2 in biases:
+        b2 = None if b2 is None else b2.to(dtype).float()
+        for act, gate_act in (("silu", "sigmoid"), ("relu", "hardsigmoid")):
+            got = cpu.squeeze_excite(pooled, w1, b1, w2, b2, act, gate_act)
+            truth = reference.squeeze_excite(pooled.double(), w1, b1, w2, b2, act, gate_act)
+            baseline = reference.squeeze_excite(pooled, w1, b1, w2, b2, act, gate_act)
+            assert got.dtype == torch.float32 and got.shape == (n, c)
+            if n:
+                assert_accurate("gate", got, baseline, truth)
+
+
+@pytest.mark.parametrize("with_parameters", [True, False])
+def test_batch_norm_fold(with_parameters: bool) -> None:
+    weight, bias = (torch.randn(37), torch.randn(37)) if with_parameters else (None, None)
+    mean, var = torch.randn(37), torch.rand(37)
+    got = cpu.batch_norm_fold(weight, bias, mean, var, 1e-3)
+    expected = reference.batch_norm_fold(double(weight), double(bias), mean.double(), var.double(), 1e-3)  # type: ignore[arg-type]
+    torch.testing.assert_close(got.vectors.double(), expected.vectors, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "shape", [(2, 24, 9, 7), (1, 3, 1, 1), (3, 1, 40, 40), (1, 2000, 6, 6), (0, 8, 3, 3)]
+)
+def test_elementwise_passes(dtype: torch.dtype, shape: tuple[int, int, int, int]) -> None:
+    z, residual, folded = image(*shape, dtype), image(*shape, dtype), affine(shape[1])
+    scale = torch.rand(shape[0])
+    got = cpu.affine_residual(z, folded, "silu", scale, residual)
+    truth = reference.affine_residual(z.double(), double(folded), "silu", scale.double(), residual.double())  # type: ignore[arg-type]
+    assert got.stride() == truth.stride()
+    pooled = cpu.affine_pool(z, folded, "silu")
+    if shape[0]:
+        assert_accurate("y", got, reference.affine_residual(z, folded, "silu", scale, residual), truth)
+        mean = reference.affine_pool(z.double(), double(folded), "silu")  # type: ignore[arg-type]
+        assert_accurate("mean", pooled, reference.affine_pool(z, folded, "silu"), mean)
+
+
+BAD_CALLS = {
+    "rank": (lambda x, w: cpu.depthwise(x[0], w, 1, (1, 1, 1, 1)), r"depthwise: x: expected rank 4"),
+    "channels": (
+        lambda x, w: cpu.depthwise(x, w[:5], 1, (1, 1, 1, 1)),
+        r"weight: expected shape \[8, 1, 3, 3\]",
+    ),
+    "kernel": (
+        lambda x, w: cpu.depthwise(x, w[..., :2, :2], 1, (1, 1, 1, 1)),
+        "expected kernel size 3, 5 or 7",
+    ),
+    "stride": (lambda x, w: cpu.depthwise(x, w, 3, (1, 1, 1, 1)), "stride: expected 1 or 2, got 3"),
+    "dtype": (lambda x, w: cpu.depthwise(x.half(), w, 1, (1, 1, 1, 1)), "expected float32 or bfloat16"),
+    "padding": (lambda x, w: cpu.depthwise(x, w, 1, (1, -1, 1, 1)), "padding: expected numbers >= 0"),
+    "too-small": (lambda x, w: cpu.depthwise(x[..., :2, :2], w, 1, (0, 0, 0, 0)), "after padding, got 2 x 2"),
+    "affine": (
+        lambda x, w: cpu.depthwise(x, w, 1, (1, 1, 1, 1), affine=affine(9)),
+        r"scale: expected shape \[8\], got \[9\]",
+    ),
+    "residual": (lambda x, w: cpu.affine_residual(x, None, residual=x[:, :4]), "residual: expected shape"),
+    "weights": (
+        lambda x, w: cpu.squeeze_excite(torch.randn(2, 8), torch.randn(4, 9), None, torch.randn(8, 4), None),
+        r"w1: expected shape \[4, 8\]",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD_CALLS)
+def test_bad_input_is_named(name: str) -> None:
+    call, message = BAD_CALLS[name]
+    with pytest.raises(RuntimeError, match=message):
+        call(image(2, 8, 6, 6), torch.randn(8, 1, 3, 3))
+
+
+def test_refusals_give_a_reason() -> None:
+    device = torch.device("cpu")
+    assert cpu.can_run("depthwise", device, torch.float32, kernel_size=5, stride=2, stats=False) == (True, "")
+    for op, where, dtype, facts, words in [
+        ("depthwise", device, torch.float64, {}, "neither float32 nor bfloat16"),
+        ("depthwise", device, torch.float32, {"stats": True}, "statistics"),
+        ("depthwise", device, torch.float32, {"kernel_size": 9}, "not 9"),
+        ("depthwise", device, torch.float32, {"stride": 3}, "not 3"),
+        ("depthwise_backward", device, torch.float32, {}, "inference"),
+        ("depthwise", torch.device("meta"), torch.float32, {}, "meta"),
+    ]:
+        ok, reason = cpu.can_run(op, where, dtype, **facts)
+        assert not ok and words in reason
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_environment_variable_chooses_the_instruction_set(isa: str) -> None:
+    set_isa(isa)
+    code = "from effnet_fast import native; print(native.ops().cpu_isa(-1))"
+    environment = {**os.environ, "EFFNET_FAST_CPU_ISA": isa}
+    out = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert int(out.stdout) == ISAS[isa]
