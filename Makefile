@@ -9,7 +9,7 @@ CXX_FILES = $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu'
 LIB := effnet_fast/lib
 
 # Installing skips the native build: it is a target of its own, with its own dependencies.
-INSTALL := EFFNET_FAST_SKIP_BUILD=1 $(PIP) install --quiet --no-build-isolation
+INSTALL := PYTHONWARNINGS=ignore EFFNET_FAST_SKIP_BUILD=1 $(PIP) install --quiet --no-build-isolation
 
 # The demo must not need nvcc: CUDA kernels are compiled for it only where an NVIDIA driver is visible.
 ifeq ($(wildcard /proc/driver/nvidia/version /dev/nvidiactl /dev/dxg),)
