@@ -60,6 +60,13 @@ def swish_block() -> nn.Module:
     return shake_batch_norms(library.MBConvBlock(args, settings))
 
 
+def timm_block(kind: str, **options) -> nn.Module:
+    blocks = pytest.importorskip("timm.models._efficientnet_blocks")
+    common = {"stride": 1, "act_layer": nn.SiLU, "drop_path_rate": 0.5, "se_layer": blocks.SqueezeExcite}
+    block = getattr(blocks, kind)(8, 8, **(common | options))
+    return shake_batch_norms(block)
+
+
 BLOCKS: dict[str, Callable[[], nn.Module]] = {
     "torchvision": torchvision_block,
     "torchvision-no-expand": lambda: torchvision_block(expand=1, kernel=3),
@@ -69,6 +76,12 @@ BLOCKS: dict[str, Callable[[], nn.Module]] = {
     "lite-dynamic": lambda: lite_block(None, 2),
     "lite-residual": lambda: lite_block(None, 1),
     "efficientnet_pytorch": swish_block,
+    "timm": lambda: timm_block("InvertedResidual", dw_kernel_size=5, exp_ratio=4.0),
+    "timm-same": lambda: timm_block("InvertedResidual", stride=2, exp_ratio=4.0, pad_type="same"),
+    "timm-hardswish": lambda: timm_block(
+        "InvertedResidual", exp_ratio=4.0, act_layer=nn.Hardswish, se_layer=None
+    ),
+    "timm-separable": lambda: timm_block("DepthwiseSeparableConv"),
 }
 
 
@@ -246,6 +259,26 @@ def test_hooks_inside_are_called_and_hooks_on_the_block_too() -> None:
         patched.block[1].register_forward_hook(lambda *_: seen.append("inner"))
         patched(x)
     assert seen == ["block", "inner", "block"]
+
+
+@pytest.mark.parametrize(
+    "options, reason",
+    [
+        ({"s2d": 1, "stride": 2, "exp_ratio": 2.0}, "space-to-depth"),
+        ({"dilation": 2, "exp_ratio": 2.0}, "dilated"),
+        ({"exp_kernel_size": 3, "exp_ratio": 2.0}, "expand convolution is not a plain 1x1"),
+        ({"group_size": 8, "exp_ratio": 2.0}, "wider groups"),
+        ({"act_layer": nn.GELU, "exp_ratio": 2.0}, "GELU"),
+    ],
+)
+def test_timm_variants_without_kernels_run_eager(options: dict, reason: str) -> None:
+    stock = timm_block("InvertedResidual", **options).eval()
+    patched = effnet_fast.patch(copy.deepcopy(stock))
+    with use_backend("reference"):
+        (row,) = effnet_fast.report(patched).rows
+        assert row.state == "eager" and reason in row.reason, row.reason
+        x = torch.randn(2, 8, 12, 12)
+        torch.testing.assert_close(patched(x), stock(x))
 
 
 def test_global_hook_runs_eager() -> None:

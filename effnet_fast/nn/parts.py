@@ -123,6 +123,10 @@ def check_parts(parts: MBConvParts) -> None:
         _check_squeeze_excite(parts.squeeze_excite)
 
 
+#: Normalizations that compute nn.BatchNorm2d and nothing the adapter has not told (timm's carries its activation).
+_BATCH_NORMS = {("torch.nn.modules.batchnorm", "BatchNorm2d"), ("timm.layers.norm_act", "BatchNormAct2d")}
+
+
 def _check_conv_bn(name: str, part: ConvBN) -> None:
     conv, bn, _ = part
     if conv.bias is not None:
@@ -131,7 +135,7 @@ def _check_conv_bn(name: str, part: ConvBN) -> None:
         raise UnsupportedBlockError(
             f"the {name} convolution is dilated or pads with something else than zeros"
         )
-    if type(bn) is not nn.BatchNorm2d:
+    if (type(bn).__module__, type(bn).__qualname__) not in _BATCH_NORMS:
         raise UnsupportedBlockError(f"{type(bn).__name__} after the {name} convolution is not nn.BatchNorm2d")
     check_plain(conv.weight)
 
