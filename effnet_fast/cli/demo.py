@@ -162,7 +162,7 @@ def _show(
                     f"{photo['max_logit_difference']:.1e}" if first else "",
                 )
             )
-    columns = ("photo", "stock", "prob.", "patched", "prob.", "same", "max logit diff")
+    columns = ("photo", "stock", "prob.", "patched", "prob.", "same", "logit diff")
     output.table(columns, rows, "EfficientNet-Lite0, ImageNet classes")
     output.line()
     where = f"{device}, {torch.get_num_threads()} threads" if device.type == "cpu" else str(device)

@@ -33,7 +33,7 @@ def _show(report: dict[str, Any], output: Output) -> None:
         _facts(output, "devices", _devices(report["devices"]))
     _facts(output, "native libraries", _native(report["native"]))
     _facts(output, "build tools", report["tools"])
-    _facts(output, "environment variables", report["environment"] or {"none that matters": "is set"})
+    _facts(output, "environment variables", report["environment"] or {"none": "of those that matter is set"})
     for device, table in report["backends"].items():
         _backends(output, device, table)
     if not report["missing"]:
@@ -95,10 +95,11 @@ def _backends(output: Output, device: str, table: dict[str, dict[str, str]]) -> 
     """Every op's backends as yes and no, and below each distinct reason once."""
     names = list(dict.fromkeys(name for answers in table.values() for name in answers))
     reasons: dict[str, dict[str, None]] = {}
-    for answers in table.values():
+    for op, answers in table.items():
         for name, answer in answers.items():
             if answer != "ok":
-                reasons.setdefault(name, {})[answer] = None
+                # The table says which op; a reason that names it would come once for each.
+                reasons.setdefault(name, {})[answer.replace(op, "such op")] = None
     rows = [
         (op, *("-" if name not in answers else "yes" if answers[name] == "ok" else "no" for name in names))
         for op, answers in table.items()

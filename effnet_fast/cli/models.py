@@ -43,32 +43,20 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
 
 
 def _show_stages(summary: ModelSummary, output: Output) -> None:
-    columns = (
-        "stage",
-        "kernel",
-        "expansion",
-        "stride",
-        "repeats",
-        "channels",
-        "size",
-        "parameters",
-        "multiply-adds",
-    )
+    columns = ("stage", "kernel", "expand", "stride", "repeats", "channels", "size", "params", "mult-adds")
     rows = [
         (
             s.name,
             f"{s.kernel_size}x{s.kernel_size}",
             f"{s.expand_ratio:g}" if s.name.startswith("stage") else "",
-            str(s.stride),
-            str(s.repeats),
-            f"{s.in_channels} -> {s.out_channels}",
-            f"{s.input_size} -> {s.output_size}",
-            f"{s.parameters:,}",
+            *map(str, (s.stride, s.repeats, s.out_channels, s.output_size)),
+            f"{s.parameters / 1e6:.3f} M",
             f"{s.multiply_adds / 1e6:.1f} M",
         )
         for s in summary.stages
     ]
     output.table(columns, rows, f"{summary.name} at {summary.resolution} x {summary.resolution}")
+    output.line("channels and size are those of the output")
     output.line(
         f"{summary.parameters / 1e6:.2f} M parameters, {summary.multiply_adds / 1e9:.2f} G multiply-adds an image"
     )

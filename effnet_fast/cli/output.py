@@ -75,11 +75,10 @@ class Output:
             print("  ".join(cells).rstrip())
 
     def _rich_table(self, columns: Sequence[str], rows: Sequence[Sequence[str]], right: list[bool]) -> None:
-        from rich import box
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold cyan")
+        table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold cyan underline")
         for column, is_right in zip(columns, right, strict=True):
             table.add_column(Text(column), justify="right" if is_right else "left", overflow="fold")
         for row in rows:
