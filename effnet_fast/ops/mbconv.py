@@ -1,35 +1,15 @@
-"""The whole MBConv block as one autograd op.
-
-Inference is one op; training is another that keeps ``x, e, d, p`` and a few vectors and recomputes the rest in
-its backward. The schemas are flat lists of tensors because that is what the dispatcher speaks; :class:`Weights`
-and :class:`Settings` are the form the rest of the package uses.
-"""
+"""The whole MBConv block as one autograd op: the public function and its checks."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..types import BatchNormStats, accumulation_dtype
 from . import checks
-from .declare import kernel_op
-from .mbconv_kernels import (
-    BatchNorm,
-    Needs,
-    Saved,
-    Settings,
-    Weights,
-    inference,
-    training_backward,
-    training_forward,
-)
-
-# Flat order of the tensors: three convolutions, each [weight, bn.weight, bn.bias, bn.mean, bn.var], then
-# squeeze-and-excite [w1, b1, w2, b2].
-_CONVS = ("expand", "depthwise", "project")
+from .mbconv_kernels import Settings, Weights
+from .mbconv_ops import CONVS, flatten, mbconv_inference, mbconv_training
 
 
 class MBConvOut(NamedTuple):
@@ -72,7 +52,7 @@ def mbconv(
     """
     _check(x, weights, settings, row_scale)
     if inference is None:
-        wants_grad = any(t is not None and t.requires_grad for t in (x, *_flatten(weights)))
+        wants_grad = any(t is not None and t.requires_grad for t in (x, *flatten(weights)))
         norms = (weights.expand_bn, weights.depthwise_bn, weights.project_bn)
         statistics = any(bn is not None and bn.training for bn in norms)
         inference = not statistics and not (torch.is_grad_enabled() and wants_grad)
@@ -83,14 +63,14 @@ def run_mbconv(
     x: Tensor, weights: Weights, settings: Settings, row_scale: Tensor | None, inference: bool
 ) -> MBConvOut:
     """:func:`mbconv` without the checks, for weights that come from modules whose constructors made them."""
-    flat = _flatten(weights)
+    flat = flatten(weights)
     norms = (weights.expand_bn, weights.depthwise_bn, weights.project_bn)
     eps = [0.0 if bn is None else bn.eps for bn in norms]
     training = [bn is not None and bn.training for bn in norms]
     scalars = (settings.stride, settings.padding, ",".join(settings[2:6]), settings.residual)
     if inference:
-        return MBConvOut(_inference(x, *flat, row_scale, eps, *scalars), None, None, None)
-    out = _training(x, *flat, row_scale, eps, training, *scalars)
+        return MBConvOut(mbconv_inference(x, *flat, row_scale, eps, *scalars), None, None, None)
+    out = mbconv_training(x, *flat, row_scale, eps, training, *scalars)
     return MBConvOut(out[0], None if weights.expand is None else out[6], out[7], out[8])
 
 
@@ -127,7 +107,7 @@ def _check(x: Tensor, weights: Weights, settings: Settings, row_scale: Tensor | 
         raise checks.fail(op, "weights.project", f"[Cout, {channels}]", checks.describe(weights.project))
     out_channels = weights.project.shape[0]
     checks.check_tensor(op, "weights.project", weights.project, (out_channels, channels), x)
-    for name, size in zip(_CONVS, (channels, channels, out_channels), strict=True):
+    for name, size in zip(CONVS, (channels, channels, out_channels), strict=True):
         bn = getattr(weights, f"{name}_bn")
         for part in ("weight", "bias", "mean", "var"):
             t = None if bn is None else getattr(bn, part)
@@ -156,274 +136,3 @@ def _check(x: Tensor, weights: Weights, settings: Settings, row_scale: Tensor | 
     size = checks.output_size(op, x, kernel, settings.stride, settings.padding)
     if settings.residual and (out_channels, *size) != tuple(x.shape[1:]):
         raise checks.fail(op, "settings.residual", "False where the block changes the shape", True)
-
-
-def _flatten(weights: Weights) -> list[Tensor | None]:
-    flat: list[Tensor | None] = []
-    for name in _CONVS:
-        bn = getattr(weights, f"{name}_bn")
-        flat += [getattr(weights, name), *((None,) * 4 if bn is None else bn[:4])]
-    return [*flat, weights.w1, weights.b1, weights.w2, weights.b2]
-
-
-def _unflatten(flat: Sequence[Tensor | None], eps: Sequence[float], training: Sequence[bool]) -> Weights:
-    parts: list[object] = []
-    for i in range(3):
-        conv, *vectors = flat[5 * i : 5 * i + 5]
-        conv = None if conv is None else conv.contiguous()
-        parts += [conv, None if conv is None else BatchNorm(*vectors, eps[i], training[i])]
-    return Weights(*parts, *flat[15:19])  # type: ignore[arg-type]
-
-
-def _settings(stride: int, padding: Sequence[int], acts: str, residual: bool) -> Settings:
-    return Settings(stride, tuple(padding), *acts.split(","), residual)  # type: ignore[arg-type]
-
-
-@kernel_op("mbconv_inference")
-def _inference(
-    x: Tensor,
-    expand: Tensor | None,
-    expand_weight: Tensor | None,
-    expand_bias: Tensor | None,
-    expand_mean: Tensor | None,
-    expand_var: Tensor | None,
-    depthwise: Tensor,
-    depthwise_weight: Tensor | None,
-    depthwise_bias: Tensor | None,
-    depthwise_mean: Tensor | None,
-    depthwise_var: Tensor | None,
-    project: Tensor,
-    project_weight: Tensor | None,
-    project_bias: Tensor | None,
-    project_mean: Tensor | None,
-    project_var: Tensor | None,
-    w1: Tensor | None,
-    b1: Tensor | None,
-    w2: Tensor | None,
-    b2: Tensor | None,
-    row_scale: Tensor | None,
-    eps: Sequence[float],
-    stride: int,
-    padding: Sequence[int],
-    acts: str,
-    residual: bool,
-) -> Tensor:
-    flat = (
-        *(expand, expand_weight, expand_bias, expand_mean, expand_var),
-        *(depthwise, depthwise_weight, depthwise_bias, depthwise_mean, depthwise_var),
-        *(project, project_weight, project_bias, project_mean, project_var),
-        *(w1, b1, w2, b2),
-    )
-    weights = _unflatten(flat, eps, (False, False, False))
-    return inference(checks.channels_last(x), weights, _settings(stride, padding, acts, residual), row_scale)
-
-
-def _image(x: Tensor, channels: int, height: int, width: int) -> Tensor:
-    shape = (x.shape[0], channels, height, width)
-    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-
-
-@_inference.register_fake
-def _(x, *args):  # type: ignore[no-untyped-def]
-    depthwise, project, (stride, padding) = args[5], args[10], args[21:23]
-    size = checks.output_size("ops.mbconv", x, depthwise.shape[-1], stride, tuple(padding))
-    return _image(x, project.shape[0], *size)
-
-
-@kernel_op("mbconv_training")
-def _training(
-    x: Tensor,
-    expand: Tensor | None,
-    expand_weight: Tensor | None,
-    expand_bias: Tensor | None,
-    expand_mean: Tensor | None,
-    expand_var: Tensor | None,
-    depthwise: Tensor,
-    depthwise_weight: Tensor | None,
-    depthwise_bias: Tensor | None,
-    depthwise_mean: Tensor | None,
-    depthwise_var: Tensor | None,
-    project: Tensor,
-    project_weight: Tensor | None,
-    project_bias: Tensor | None,
-    project_mean: Tensor | None,
-    project_var: Tensor | None,
-    w1: Tensor | None,
-    b1: Tensor | None,
-    w2: Tensor | None,
-    b2: Tensor | None,
-    row_scale: Tensor | None,
-    eps: Sequence[float],
-    training: Sequence[bool],
-    stride: int,
-    padding: Sequence[int],
-    acts: str,
-    residual: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    flat = (
-        *(expand, expand_weight, expand_bias, expand_mean, expand_var),
-        *(depthwise, depthwise_weight, depthwise_bias, depthwise_mean, depthwise_var),
-        *(project, project_weight, project_bias, project_mean, project_var),
-        *(w1, b1, w2, b2),
-    )
-    weights = _unflatten(flat, eps, training)
-    settings = _settings(stride, padding, acts, residual)
-    y, saved = training_forward(checks.channels_last(x), weights, settings, row_scale)
-
-    def present(t: Tensor | None, dtype: torch.dtype) -> Tensor:
-        return x.new_empty(0, dtype=dtype) if t is None else t
-
-    wide = accumulation_dtype(x.dtype)
-    stats = [None if s is None else s.vectors for s in saved[5:]]
-    return (
-        *(y, present(saved.e, x.dtype), saved.d, saved.p),
-        *(present(saved.pooled, wide), present(saved.gate, wide)),
-        *(present(stats[0], wide), present(stats[1], wide), present(stats[2], wide)),
-    )
-
-
-@_training.register_fake
-def _(x, *args):  # type: ignore[no-untyped-def]
-    expand, depthwise, project, w1 = args[0], args[5], args[10], args[15]
-    stride, padding = args[22:24]
-    channels, out_channels = depthwise.shape[0], project.shape[0]
-    size = checks.output_size("ops.mbconv", x, depthwise.shape[-1], stride, tuple(padding))
-    wide = accumulation_dtype(x.dtype)
-    pooled_shape = 0 if w1 is None else (x.shape[0], channels)
-    return (
-        _image(x, out_channels, *size),
-        x.new_empty(0) if expand is None else _image(x, channels, *x.shape[2:]),
-        _image(x, channels, *size),
-        _image(x, out_channels, *size),
-        x.new_empty(pooled_shape, dtype=wide),
-        x.new_empty(pooled_shape, dtype=wide),
-        x.new_empty(0 if expand is None else (5, channels), dtype=wide),
-        x.new_empty((5, channels), dtype=wide),
-        x.new_empty((5, out_channels), dtype=wide),
-    )
-
-
-@kernel_op("mbconv_backward")
-def _training_backward(
-    dy: Tensor,
-    x: Tensor,
-    e: Tensor,
-    d: Tensor,
-    p: Tensor,
-    pooled: Tensor,
-    gate: Tensor,
-    expand_stats: Tensor,
-    depthwise_stats: Tensor,
-    project_stats: Tensor,
-    expand: Tensor | None,
-    depthwise: Tensor,
-    project: Tensor,
-    w1: Tensor | None,
-    b1: Tensor | None,
-    w2: Tensor | None,
-    b2: Tensor | None,
-    row_scale: Tensor | None,
-    training: Sequence[bool],
-    needs: Sequence[bool],
-    stride: int,
-    padding: Sequence[int],
-    acts: str,
-    residual: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    nothing = (None,) * 4
-    flat = (expand, *nothing, depthwise, *nothing, project, *nothing, w1, b1, w2, b2)
-    weights = _unflatten(flat, (0.0,) * 3, training)
-    saved = Saved(
-        None if expand is None else e,
-        *(d, p),
-        *((None, None) if w1 is None else (pooled, gate)),
-        None if expand is None else BatchNormStats(expand_stats),
-        *(BatchNormStats(depthwise_stats), BatchNormStats(project_stats)),
-    )
-    settings = _settings(stride, padding, acts, residual)
-    grads = training_backward(
-        checks.channels_last(dy), checks.channels_last(x), saved, weights, settings, row_scale, Needs(*needs)
-    )
-    wide = accumulation_dtype(x.dtype)
-    dx = x.new_empty(0) if grads.dx is None else grads.dx
-    return (dx, *(x.new_empty(0, dtype=wide) if t is None else t for t in grads[1:]))  # type: ignore[return-value]
-
-
-@_training_backward.register_fake
-def _(
-    dy,
-    x,
-    e,
-    d,
-    p,
-    pooled,
-    gate,
-    s1,
-    s2,
-    s3,
-    expand,
-    depthwise,
-    project,
-    w1,
-    b1,
-    w2,
-    b2,
-    row_scale,
-    training,
-    needs,
-    *_,
-):  # type: ignore[no-untyped-def]
-    wide = accumulation_dtype(x.dtype)
-    c, cout = depthwise.shape[0], project.shape[0]
-
-    def vector(shape, present=True):  # type: ignore[no-untyped-def]
-        return x.new_empty(shape if present else 0, dtype=wide)
-
-    expands, squeezes = expand is not None, w1 is not None
-    return (
-        _image(x, *x.shape[1:]) if needs[0] else x.new_empty(0),
-        vector(expand.shape if expands else 0, needs[1]),
-        vector((2, c), expands),
-        *(vector(depthwise.shape, needs[2]), vector((2, c))),
-        *(vector(project.shape, needs[3]), vector((2, cout))),
-        vector(w1.shape if squeezes else 0),
-        vector(w1.shape[0] if squeezes else 0, b1 is not None),
-        vector(w2.shape if squeezes else 0),
-        vector(c, squeezes and b2 is not None),
-    )
-
-
-def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    x, flat, row_scale = inputs[0], inputs[1:20], inputs[20]
-    _, training, *scalars = inputs[21:]
-    convs = (flat[0], flat[5], flat[10])
-    ctx.save_for_backward(x, *output[1:], *convs, *flat[15:19], row_scale)
-    ctx.scalars = (training, scalars)
-    ctx.dtypes = [None if t is None else t.dtype for t in flat]
-    ctx.mark_non_differentiable(*output[1:])
-    # Otherwise autograd would fill zeros of the size of e, d and p for the backward to ignore.
-    ctx.set_materialize_grads(False)
-
-
-def _backward(ctx, dy, *_):  # type: ignore[no-untyped-def]
-    if dy is None:
-        return (None,) * 27
-    training, scalars = ctx.scalars
-    wanted = ctx.needs_input_grad
-    expands = ctx.dtypes[0] is not None
-    needs = [wanted[0], wanted[1] and expands, wanted[6], wanted[11]]
-    dx, *rest = _training_backward(dy, *ctx.saved_tensors, training, needs, *scalars)
-    # Back to the flat order: [conv, bn.weight, bn.bias, bn.mean, bn.var] for each convolution, then w1, b1, w2, b2.
-    flat: list[Tensor | None] = []
-    for conv, bn in (rest[0:2], rest[2:4], rest[4:6]):
-        dbias, dweight = bn.unbind(0) if bn.numel() else (None, None)
-        flat += [conv, dweight, dbias, None, None]
-    flat += rest[6:10]
-    grads = [
-        gradient.to(dtype) if gradient is not None and dtype is not None and want else None
-        for gradient, dtype, want in zip(flat, ctx.dtypes, wanted[1:20], strict=True)
-    ]
-    return (dx if wanted[0] else None, *grads, *(None,) * 7)
-
-
-_training.register_autograd(_backward, setup_context=_setup_context)
