@@ -10,6 +10,19 @@ STABLE_TORCH_LIBRARY(effnet_fast_native, m) {
       "Tensor? scale, Tensor? shift, int act, bool pool) -> (Tensor, Tensor)");
   m.def("batch_norm_fold(Tensor? weight, Tensor? bias, Tensor mean, Tensor var, float eps) -> Tensor");
   m.def("squeeze_excite(Tensor pooled, Tensor w1, Tensor? b1, Tensor w2, Tensor? b2, int act, int gate_act) -> Tensor");
+  // The CUDA kernels' own: statistics for training, a backward, and the number of a plan (-1: the planner's choice).
+  m.def(
+      "depthwise_forward(Tensor x, Tensor weight, int stride, int[] padding, Tensor? in_scale, Tensor? in_shift, "
+      "int in_act, Tensor? scale, Tensor? shift, int act, bool pool, bool stats, int plan) "
+      "-> (Tensor, Tensor, Tensor)");
+  m.def(
+      "depthwise_backward(Tensor dy, Tensor x, Tensor weight, int stride, int[] padding, Tensor? z, Tensor? scale, "
+      "Tensor? shift, int act, Tensor? gate, Tensor? pool_grad, Tensor? grad_a, Tensor? grad_b, Tensor? grad_c, "
+      "Tensor? grad_mean, Tensor? in_scale, Tensor? in_shift, int in_act, Tensor? in_mean, Tensor? in_invstd, "
+      "Tensor? residual_grad, bool need_dx, bool need_dw, int plan) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "squeeze_excite_backward(Tensor dgate, Tensor pooled, Tensor w1, Tensor? b1, Tensor w2, Tensor? b2, int act, "
+      "int gate_act) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
   // act(scale * x + shift) * multiplier + residual, with the mean over the image; y is empty unless written.
   m.def(
       "elementwise(Tensor x, Tensor? scale, Tensor? shift, int act, Tensor? multiplier, Tensor? residual, bool pool, "

@@ -21,17 +21,20 @@ inline cudaError_t device_limits(DeviceLimits* limits) {
   return error;
 }
 
-// One launch of `kernel(params)`. More than 48 KB of shared memory has to be asked for first. A cooperative launch is one whose
-// blocks all run at once and may wait for each other.
+// More than 48 KB of shared memory has to be asked for.
+template <class Kernel>
+cudaError_t allow_shared_bytes(Kernel kernel, int64_t bytes) {
+  if (bytes <= 48 * 1024) return cudaSuccess;
+  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
+}
+
+// One launch of `kernel(params)`. The blocks of a cooperative launch all run at once and may wait for each other.
 template <class Params>
 cudaError_t launch(void (*kernel)(Params), int64_t blocks, int threads, int64_t shared_bytes, cudaStream_t stream,
                    const Params& params, bool cooperative = false) {
   if (blocks <= 0 || blocks > 0x7fffffff) return cudaErrorInvalidConfiguration;
-  if (shared_bytes > 48 * 1024) {
-    const cudaError_t error =
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
-    if (error != cudaSuccess) return error;
-  }
+  const cudaError_t error = allow_shared_bytes(kernel, shared_bytes);
+  if (error != cudaSuccess) return error;
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeCooperative;
   attribute.val.cooperative = 1;

@@ -1,28 +1,75 @@
+#include "squeeze_excite.h"
+
+#include <cuda_runtime.h>
+
+#include <algorithm>
+
+#include "launch.cuh"
+#include "squeeze_excite_bwd.cuh"
 #include "squeeze_excite_fwd.cuh"
 
 namespace effnet::cuda {
 
 namespace {
 
+template <class Body>
+cudaError_t with_weight_type(StorageType type, Body&& body) {
+  switch (type) {
+    case StorageType::kFloat32:
+      return body(float{});
+    case StorageType::kFloat16:
+      return body(__half{});
+    case StorageType::kBFloat16:
+      return body(__nv_bfloat16{});
+  }
+  return cudaErrorInvalidValue;
+}
+
+template <class Weight, int kImages, int kRows>
+cudaError_t launch_forward(const SqueezeExciteParams& p, const DeviceLimits& limits, cudaStream_t stream) {
+  const int64_t shared = squeeze_excite_fwd_shared_bytes(p, kImages);
+  if (shared > limits.shared_per_block) return cudaErrorInvalidConfiguration;
+  return launch(squeeze_excite_fwd_kernel<Weight, kImages, kRows>, (p.images + kImages - 1) / kImages,
+                kSqueezeExciteThreads, shared, stream, p);
+}
+
 template <class Weight>
-cudaError_t launch(const SqueezeExciteParams& p, cudaStream_t stream) {
-  squeeze_excite_fwd_kernel<Weight><<<static_cast<unsigned>(p.images), kSqueezeExciteThreads,
-                                      squeeze_excite_shared_bytes(p), stream>>>(p);
-  return cudaGetLastError();
+cudaError_t launch_backward(const SqueezeExciteBackwardParams& p, const DeviceLimits& limits, cudaStream_t stream) {
+  const int64_t shared = squeeze_excite_bwd_shared_bytes(p.forward);
+  if (shared > limits.shared_per_block) return cudaErrorInvalidConfiguration;
+  const auto kernel = squeeze_excite_bwd_kernel<Weight>;
+  cudaError_t error = allow_shared_bytes(kernel, shared);
+  int resident = 0;
+  if (error == cudaSuccess) {
+    error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, kSqueezeExciteThreads,
+                                                          static_cast<size_t>(shared));
+  }
+  if (error != cudaSuccess) return error;
+  const int64_t work = std::max(p.forward.images, squeeze_excite_bwd_tiles(p.forward));
+  const int64_t blocks = std::min(work, static_cast<int64_t>(resident) * limits.multiprocessors);
+  return launch(kernel, blocks, kSqueezeExciteThreads, shared, stream, p, true);
 }
 
 }  // namespace
 
-cudaError_t squeeze_excite_forward(const SqueezeExciteParams& p, WeightType weights, cudaStream_t stream) {
-  switch (weights) {
-    case WeightType::kFloat:
-      return launch<float>(p, stream);
-    case WeightType::kHalf:
-      return launch<__half>(p, stream);
-    case WeightType::kBFloat16:
-      return launch<__nv_bfloat16>(p, stream);
-  }
-  return cudaErrorInvalidValue;
+cudaError_t squeeze_excite_forward(const SqueezeExciteParams& p, StorageType type, cudaStream_t stream) {
+  DeviceLimits limits{};
+  const cudaError_t error = device_limits(&limits);
+  if (error != cudaSuccess) return error;
+  return with_weight_type(type, [&](auto weight) {
+    using Weight = decltype(weight);
+    // Four images share the weights' way from the L2 cache once there is an image for every multiprocessor.
+    const bool many = p.images >= limits.multiprocessors &&
+                      squeeze_excite_fwd_shared_bytes(p, 4) <= limits.shared_per_block;
+    return many ? launch_forward<Weight, 4, 4>(p, limits, stream) : launch_forward<Weight, 1, 1>(p, limits, stream);
+  });
+}
+
+cudaError_t squeeze_excite_backward(const SqueezeExciteBackwardParams& p, StorageType type, cudaStream_t stream) {
+  DeviceLimits limits{};
+  const cudaError_t error = device_limits(&limits);
+  if (error != cudaSuccess) return error;
+  return with_weight_type(type, [&](auto weight) { return launch_backward<decltype(weight)>(p, limits, stream); });
 }
 
 }  // namespace effnet::cuda

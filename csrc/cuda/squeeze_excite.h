@@ -1,18 +1,14 @@
-// What the registration needs to know of the squeeze-and-excite kernels; free of torch and of device code.
+// What the host knows of the squeeze-and-excite kernels. Free of torch and of device code.
 #pragma once
 
 #include <cuda_runtime_api.h>
 
-#include <cstddef>
 #include <cstdint>
 
 #include "../common/activation.h"
+#include "depthwise.h"
 
 namespace effnet::cuda {
-
-constexpr int kSqueezeExciteThreads = 256;
-
-enum class WeightType : int32_t { kFloat, kHalf, kBFloat16 };
 
 struct SqueezeExciteParams {
   const float* pooled;  // [images, channels]
@@ -28,13 +24,22 @@ struct SqueezeExciteParams {
   Activation gate_act;
 };
 
-inline size_t squeeze_excite_shared_bytes(const SqueezeExciteParams& p) {
-  return sizeof(float) * (static_cast<size_t>(p.channels) + static_cast<size_t>(p.reduced));
-}
+struct SqueezeExciteBackwardParams {
+  SqueezeExciteParams forward;  // gate unused
+  const float* dgate;           // [images, channels]
+  float* dpooled;               // [images, channels]
+  float* dw1;                   // [reduced, channels]
+  float* db1;                   // [reduced] or null
+  float* dw2;                   // [channels, reduced]
+  float* db2;                   // [channels] or null
+  // Between the two halves of the kernel.
+  float* hidden;  // [images, reduced], act(n1)
+  float* dn1;     // [images, reduced]
+  float* dn2;     // [images, channels]
+};
 
-// Every supported device has this much without opting in; it is three times what EfficientNet-B7 needs.
-constexpr size_t kSqueezeExciteSharedLimit = 48 * 1024;
-
-cudaError_t squeeze_excite_forward(const SqueezeExciteParams& p, WeightType weights, cudaStream_t stream);
+// The type is the weights' and biases'. Both return cudaErrorInvalidConfiguration where a row of channels exceeds shared memory.
+cudaError_t squeeze_excite_forward(const SqueezeExciteParams& params, StorageType type, cudaStream_t stream);
+cudaError_t squeeze_excite_backward(const SqueezeExciteBackwardParams& params, StorageType type, cudaStream_t stream);
 
 }  // namespace effnet::cuda

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from effnet_fast.reference import ACTIVATIONS
-from effnet_fast.types import Affine, BatchNormGrad, ConvGrad, ConvOut, Norm, Padding
+from effnet_fast.types import Affine, BatchNormGrad, ConvGrad, ConvOut, Norm, Padding, SqueezeExciteGrad
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
@@ -220,6 +220,68 @@ def depthwise_backward(
     ]
     tensors = [dy, z, x, weight.flatten(), *vectors, None if in_affine is not None else residual_grad]
     return Case("depthwise_backward", shape + numbers, tensors, misaligned, decode)
+
+
+def _squeeze_excite_case(
+    name: str,
+    pooled: Tensor,
+    tensors: list[Tensor | None],
+    act: str,
+    gate_act: str,
+    decode: Callable[[list[bytes]], Any],
+    misaligned: bool,
+) -> Case:
+    w1 = tensors[0]
+    assert w1 is not None
+    numbers = [*pooled.shape, w1.shape[0], _activation(act), _activation(gate_act), STORAGE[w1.dtype]]
+    return Case(name, numbers, [pooled, *tensors], misaligned, decode)
+
+
+def squeeze_excite(
+    pooled: Tensor,
+    w1: Tensor,
+    b1: Tensor | None,
+    w2: Tensor,
+    b2: Tensor | None,
+    act: str = "silu",
+    gate_act: str = "sigmoid",
+    *,
+    misaligned: bool = False,
+) -> Case:
+    """A case of ``reference.squeeze_excite``."""
+
+    def decode(outputs: list[bytes]) -> Tensor:
+        return _from_bytes(outputs[0], torch.float32, pooled.shape)
+
+    tensors = [w1, b1, w2, b2]
+    return _squeeze_excite_case("squeeze_excite", pooled, tensors, act, gate_act, decode, misaligned)
+
+
+def squeeze_excite_backward(
+    dgate: Tensor,
+    pooled: Tensor,
+    w1: Tensor,
+    b1: Tensor | None,
+    w2: Tensor,
+    b2: Tensor | None,
+    act: str = "silu",
+    gate_act: str = "sigmoid",
+    *,
+    misaligned: bool = False,
+) -> Case:
+    """A case of ``reference.squeeze_excite_backward``."""
+
+    def decode(outputs: list[bytes]) -> SqueezeExciteGrad:
+        shapes = (pooled.shape, w1.shape, w1.shape[:1], w2.shape, w2.shape[:1])
+        dpooled, dw1, db1, dw2, db2 = (
+            _from_bytes(data, torch.float32, shape) for data, shape in zip(outputs, shapes, strict=True)
+        )
+        return SqueezeExciteGrad(
+            dpooled, dw1, None if b1 is None else db1, dw2, None if b2 is None else db2
+        )
+
+    tensors = [w1, b1, w2, b2, dgate]
+    return _squeeze_excite_case("squeeze_excite_backward", pooled, tensors, act, gate_act, decode, misaligned)
 
 
 def count_plans(

@@ -11,6 +11,7 @@
 
 #include "depthwise_host.h"
 #include "launch.cuh"
+#include "squeeze_excite.h"
 
 namespace {
 
@@ -154,6 +155,52 @@ std::vector<Buffer> depthwise_backward_case(Case& c) {
   return results;
 }
 
+SqueezeExciteParams squeeze_excite_params(Case& c) {
+  SqueezeExciteParams p{};
+  p.images = c.integer();
+  p.channels = c.small();
+  p.reduced = c.small();
+  p.act = static_cast<Activation>(c.integer());
+  p.gate_act = static_cast<Activation>(c.integer());
+  p.pooled = c.tensor<float>();
+  p.w1 = c.tensor();
+  p.b1 = c.tensor();
+  p.w2 = c.tensor();
+  p.b2 = c.tensor();
+  return p;
+}
+
+std::vector<Buffer> squeeze_excite_case(Case& c) {
+  SqueezeExciteParams p = squeeze_excite_params(c);
+  std::vector<Buffer> results;
+  results.emplace_back(p.images * p.channels * 4, 0);
+  p.gate = results[0].data<float>();
+  check(squeeze_excite_forward(p, static_cast<StorageType>(c.integer()), nullptr), c);
+  return results;
+}
+
+std::vector<Buffer> squeeze_excite_backward_case(Case& c) {
+  SqueezeExciteBackwardParams p{};
+  p.forward = squeeze_excite_params(c);
+  p.dgate = c.tensor<float>();
+  const int64_t n = p.forward.images, channels = p.forward.channels, reduced = p.forward.reduced;
+  std::vector<Buffer> results;
+  for (const int64_t size : {n * channels, reduced * channels, reduced, channels * reduced, channels}) {
+    results.emplace_back(size * 4, 0);
+  }
+  p.dpooled = results[0].data<float>();
+  p.dw1 = results[1].data<float>();
+  p.db1 = p.forward.b1 == nullptr ? nullptr : results[2].data<float>();
+  p.dw2 = results[3].data<float>();
+  p.db2 = p.forward.b2 == nullptr ? nullptr : results[4].data<float>();
+  Buffer hidden(n * reduced * 4, 0), dn1(n * reduced * 4, 0), dn2(n * channels * 4, 0);
+  p.hidden = hidden.data<float>();
+  p.dn1 = dn1.data<float>();
+  p.dn2 = dn2.data<float>();
+  check(squeeze_excite_backward(p, static_cast<StorageType>(c.integer()), nullptr), c);
+  return results;
+}
+
 // The number of candidates the planner has for a case's shape.
 std::vector<Buffer> count_plans_case(Case& c) {
   const DepthwiseShape shape = shape_of(c);
@@ -174,6 +221,8 @@ std::vector<Buffer> count_plans_case(Case& c) {
 std::vector<Buffer> run(Case& c) {
   if (c.name == "depthwise") return depthwise_forward_case(c);
   if (c.name == "depthwise_backward") return depthwise_backward_case(c);
+  if (c.name == "squeeze_excite") return squeeze_excite_case(c);
+  if (c.name == "squeeze_excite_backward") return squeeze_excite_backward_case(c);
   if (c.name == "count_plans") return count_plans_case(c);
   std::cerr << "runner: unknown case " << c.name << "\n";
   std::exit(2);
