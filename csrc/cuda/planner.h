@@ -108,7 +108,7 @@ struct PlannerRequest {
   DepthwiseShape shape;
   int element;  // bytes
   bool backward;
-  int roles;   // 1, or 2 where the backward computes dx and dweight
+  int roles;  // 1, or 2 where the backward computes dx and dweight
   bool has_z;  // the backward reads z
 };
 
