@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from .. import dispatch
 from ..errors import BackendError, UnsupportedBlockError
+from ..ops.declare import autocast_enabled
 from ..ops.mbconv import check_input, run_mbconv
 from ..ops.mbconv_kernels import BatchNorm, Settings, Weights
 from ..types import BatchNormStats, accumulation_dtype
@@ -27,7 +28,7 @@ def tracing(x: object) -> bool:
 
 def compute_dtype(x: Tensor) -> torch.dtype:
     """The dtype the block computes in: autocast's where it is on, as for PyTorch's convolutions."""
-    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
+    if autocast_enabled(x.device.type) and x.dtype != torch.float64:
         return torch.get_autocast_dtype(x.device.type)
     return x.dtype
 

@@ -10,6 +10,11 @@ import torch
 from torch import Tensor
 
 
+def autocast_enabled(device_type: str) -> bool:
+    """Whether autocast is on for a kind of device; devices without autocast (meta) are never under it."""
+    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+
+
 def kernel_op(name: str) -> Callable[[Callable[..., Any]], Any]:
     """Declare ``effnet_fast::name``, a functional op whose body runs with autocast off.
 
@@ -21,7 +26,7 @@ def kernel_op(name: str) -> Callable[[Callable[..., Any]], Any]:
     def declare(body: Callable[..., Any]) -> Any:
         @functools.wraps(body)
         def shielded(x: Tensor, *args: Any, **kwargs: Any) -> Any:
-            if torch.is_autocast_enabled(x.device.type):
+            if autocast_enabled(x.device.type):
                 with torch.autocast(x.device.type, enabled=False):
                     return body(x, *args, **kwargs)
             return body(x, *args, **kwargs)

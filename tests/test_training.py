@@ -1,0 +1,192 @@
+"""What trainers do around a model keeps working: each compared with the stock block, on the reference backend."""
+
+import copy
+
+import pytest
+import torch
+from patched_blocks import pair
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+import effnet_fast
+from effnet_fast import use_backend
+
+
+@pytest.fixture(autouse=True)
+def _reference():
+    with use_backend("reference"):
+        yield
+
+
+def assert_same_state(stock: nn.Module, patched: nn.Module, tolerance: float = 1e-9) -> None:
+    for (name, a), b in zip(stock.state_dict().items(), patched.state_dict().values(), strict=True):
+        torch.testing.assert_close(
+            b, a, rtol=tolerance, atol=tolerance, msg=lambda m, name=name: f"{name}: {m}"
+        )
+
+
+def steps(block: nn.Module, x: torch.Tensor, optimizer: torch.optim.Optimizer, count: int) -> None:
+    torch.manual_seed(11)
+    for _ in range(count):
+        optimizer.zero_grad(set_to_none=True)
+        block(x).square().mean().backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW])
+def test_optimizer_steps(kind: type[torch.optim.Optimizer]) -> None:
+    stock, patched, x = pair("torchvision")
+    for block in (stock, patched):
+        steps(block, x, kind(block.parameters(), lr=0.05), 5)
+    # AdamW divides by the gradient's size: where it is zero by mathematics, rounding decides the direction.
+    assert_same_state(stock, patched, 1e-9 if kind is torch.optim.SGD else 1e-4)
+
+
+def test_gradient_accumulation() -> None:
+    stock, patched, x = pair("torchvision")
+    for block in (stock, patched):
+        torch.manual_seed(4)
+        for part in x.split(1):
+            block(part).sum().backward()
+    for p, q in zip(stock.parameters(), patched.parameters(), strict=True):
+        torch.testing.assert_close(q.grad, p.grad, rtol=1e-8, atol=1e-8)
+
+
+def test_exponential_moving_average_copy() -> None:
+    _, patched, x = pair("torchvision")
+    average = torch.optim.swa_utils.AveragedModel(
+        patched, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.5), use_buffers=True
+    )
+    steps(patched, x, torch.optim.SGD(patched.parameters(), lr=0.1), 2)
+    average.update_parameters(patched)
+    patched.eval()
+    average.eval()
+    with torch.no_grad():
+        assert average(x).isfinite().all()
+        assert effnet_fast.report(average).fused == 1
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_gradient_checkpointing(reentrant: bool) -> None:
+    stock, patched, x = pair("torchvision")
+    results = []
+    for block in (stock, patched):
+        leaf = x.clone().requires_grad_()
+        torch.manual_seed(9)
+        checkpoint(block, leaf, use_reentrant=reentrant).square().sum().backward()
+        results.append(leaf.grad)
+    torch.testing.assert_close(results[1], results[0])
+    if reentrant:
+        # The whole forward runs again, and stock blocks move their statistics twice.
+        assert_same_state(stock, patched)
+    else:
+        # Recomputation stops once what the backward needs is there, in a fused block before the statistics.
+        assert all(m.num_batches_tracked == 1 for m in patched.modules() if isinstance(m, nn.BatchNorm2d))
+
+
+def test_grad_scaler_under_fp16_autocast() -> None:
+    stock, patched, x = pair("torchvision", torch.float32)
+    scales = []
+    for block in (stock, patched):
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+        optimizer = torch.optim.SGD(block.parameters(), lr=0.01)
+        torch.manual_seed(6)
+        with torch.autocast("cpu", dtype=torch.float16):
+            loss = block(x).float().square().mean()
+        scaler.scale(loss).backward()
+        assert all(p.grad.dtype == torch.float32 for p in block.parameters())
+        scaler.step(optimizer)
+        scaler.update()
+        scales.append(scaler.get_scale())
+    assert scales[0] == scales[1]
+    for p, q in zip(stock.parameters(), patched.parameters(), strict=True):
+        torch.testing.assert_close(q, p, rtol=2e-2, atol=2e-3)
+
+
+def test_bfloat16_parameters() -> None:
+    stock, patched, x = pair("torchvision", torch.float32)
+    stock.bfloat16()
+    patched.bfloat16()
+    torch.manual_seed(6)
+    expected = stock(x.bfloat16())
+    torch.manual_seed(6)
+    got = patched(x.bfloat16())
+    assert got.dtype == torch.bfloat16
+    torch.testing.assert_close(got.float(), expected.float(), rtol=0.05, atol=0.15)
+    got.float().sum().backward()
+    assert all(p.grad.dtype == torch.bfloat16 for p in patched.parameters())
+
+
+def test_backward_is_bitwise_repeatable() -> None:
+    _, patched, x = pair("torchvision", torch.float32)
+    runs = []
+    for _ in range(2):
+        block = copy.deepcopy(patched)
+        torch.manual_seed(1)
+        block(x).square().sum().backward()
+        runs.append([p.grad for p in block.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+
+
+def test_incoming_gradient_with_stride_zero_or_permuted() -> None:
+    stock, patched, x = pair("torchvision")
+    for make in (lambda y: torch.ones((), dtype=y.dtype).expand_as(y), lambda y: torch.randn(y.shape[::-1]).to(y).permute(3, 2, 1, 0)):  # fmt: skip
+        gradients = []
+        for block in (stock, patched):
+            leaf = x.clone().requires_grad_()
+            torch.manual_seed(2)
+            y = block(leaf)
+            torch.manual_seed(3)
+            (gradient,) = torch.autograd.grad(y, leaf, make(y))
+            gradients.append(gradient)
+        torch.testing.assert_close(gradients[1], gradients[0])
+
+
+def test_double_backward_is_refused() -> None:
+    _, patched, x = pair("torchvision")
+    leaf = x.requires_grad_()
+    (gradient,) = torch.autograd.grad(patched(leaf).sum(), leaf, create_graph=True)
+    with pytest.raises(RuntimeError, match="autograd"):
+        gradient.square().sum().backward()
+
+
+def test_buffers_written_between_forward_and_backward() -> None:
+    """As DistributedDataParallel does; stock BatchNorm fails there because it saves its buffers for the backward."""
+    _, patched, x = pair("torchvision")
+    gradients = []
+    for write in (False, True):
+        block = copy.deepcopy(patched)
+        torch.manual_seed(8)
+        y = block(x)
+        if write:
+            for buffer in block.buffers():
+                buffer.add_(1)
+        y.square().sum().backward()
+        gradients.append([p.grad for p in block.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+def test_saved_bytes_of_the_blocks_are_a_third_of_eagers() -> None:
+    """Counted on the meta device: x, e, d, p and vectors, where eager keeps every intermediate."""
+    with torch.device("meta"):
+        fused = effnet_fast.b0(stochastic_depth_prob=0.0).train()
+        stock = effnet_fast.unpatch(copy.deepcopy(fused))
+        x = torch.empty(8, 32, 112, 112, requires_grad=True)
+
+    def saved(model: nn.Module) -> int:
+        sizes: dict[int, int] = {}
+        own = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())}
+        alive = []
+
+        def pack(t: torch.Tensor) -> torch.Tensor:
+            storage = t.untyped_storage()
+            if storage._cdata not in own:
+                sizes[storage._cdata] = storage.nbytes()
+            alive.append(t)
+            return t
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            model.features[1:8](x)
+        return sum(sizes.values())
+
+    assert saved(fused) <= 0.36 * saved(stock)
