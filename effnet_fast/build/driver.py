@@ -31,7 +31,7 @@ LIBRARY_FOLDER = PACKAGE / "lib"
 #: product -> the sources it depends on, under the source root.
 SOURCES = {
     "_ops": ("CMakeLists.txt", "cmake", "csrc/library.cpp", "csrc/common", "csrc/cpu"),
-    "_C": ("CMakeLists.txt", "cmake", "csrc/bindings.cpp", "csrc/common"),
+    "_C": ("CMakeLists.txt", "cmake", "csrc/bindings.cpp", "csrc/common", "csrc/cuda/planner.h"),
     "_cuda": ("CMakeLists.txt", "cmake", "csrc/common", "csrc/cuda"),
 }
 PRODUCTS = tuple(SOURCES)
