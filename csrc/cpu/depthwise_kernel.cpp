@@ -15,6 +15,7 @@ namespace {
 // Output columns accumulated in registers at once: kMaxColumns accumulators, `kernel` weights and one input fit the 16
 // registers of AVX2 up to 7x7, and eight independent chains hide the latency of a fused multiply-add.
 constexpr int kMaxColumns = 8;
+constexpr int64_t kMinDirectColumns = 28;
 
 // What one output row needs: the input rows inside the image and the weights that go with them. `rows` point at the
 // input column under the first output column's first tap; columns are `column_stride` floats apart.
@@ -221,7 +222,8 @@ class Task {
   void plan_segments() {
     const bool plain = p_.in_act == Activation::kNone && p_.in_scale == nullptr && p_.in_shift == nullptr;
     const int64_t room = p_.width + p_.pad_left - p_.kernel;
-    if (std::is_same_v<T, float> && plain && channels_ % kLanes == 0 && room >= 0) {
+    if (std::is_same_v<T, float> && plain && channels_ % kLanes == 0 && p_.out_width >= kMinDirectColumns &&
+        room >= 0) {
       const int64_t first = std::min((p_.pad_left + p_.stride - 1) / p_.stride, p_.out_width);
       const int64_t last = std::min(room / p_.stride + 1, p_.out_width);
       if (first < last) {
