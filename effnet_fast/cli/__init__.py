@@ -13,10 +13,17 @@ from typing import NoReturn
 
 from ..build import version
 from ..errors import EffnetFastError
-from . import build, classify, demo, info, models
+from . import bench, build, classify, demo, info, models
 from .output import Output
 
-COMMANDS = {"demo": demo, "classify": classify, "info": info, "models": models, "build": build}
+COMMANDS = {
+    "demo": demo,
+    "classify": classify,
+    "info": info,
+    "models": models,
+    "build": build,
+    "bench": bench,
+}
 
 
 class _Parser(argparse.ArgumentParser):

@@ -1,0 +1,150 @@
+"""The process that measures one provider; :mod:`.sweep` starts it and talks to it over a pipe.
+
+Messages are dicts with a key ``do``: ``prepare``, ``measure``, ``release``, ``rates``. Every answer is a dict with
+``status``: ``ok``, ``out of memory``, ``unavailable`` or ``error``, the latter with a ``reason``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import ctypes
+import gc
+import os
+import signal
+import sys
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import EffnetFastError
+from . import accuracy, timing
+from .providers import PROVIDERS, Prepared
+from .targets import DTYPES, Job, images, stock_model
+
+
+class Worker:
+    """One provider on one device."""
+
+    def __init__(self, provider: str, device: str) -> None:
+        self.provider, self.device = provider, torch.device(device)
+        self.clock = timing.Clock(self.device)
+        self.prepared: Prepared | None = None
+        self.memory_before = resident_mb()
+
+    def answer(self, message: dict[str, Any]) -> dict[str, Any]:
+        """Do what a message asks for; never raises for what a provider may run into."""
+        try:
+            return {"status": "ok", **getattr(self, "do_" + message.pop("do"))(**message)}
+        except EffnetFastError as error:
+            failure = {"status": "unavailable", "reason": _one_line(error)}
+        except (MemoryError, RuntimeError) as error:
+            status = "out of memory" if _is_memory(error) else "error"
+            failure = {"status": status, "reason": _one_line(error)}
+        except Exception as error:
+            # Other runtimes raise what they like; a provider that fails must not end the sweep.
+            failure = {"status": "error", "reason": f"{type(error).__name__}: {_one_line(error)}"}
+        self.do_release()
+        return failure
+
+    def do_prepare(self, job: list[Any]) -> dict[str, Any]:
+        """Build, warm up and check a job."""
+        task = Job(*job)
+        _set_precision(task)
+        reset_peak(self.device)
+        model, x = stock_model(task, self.device), images(task, self.device)
+        truth = copy.deepcopy(model)
+        self.prepared = PROVIDERS[self.provider](model, x, task)
+        timing.warm_up(self.prepared.step, self.clock)
+        peak = self._peak_mb()
+        return {"max_error": accuracy.max_error(self.prepared, truth, x, task), "peak_memory_mb": peak}
+
+    def do_measure(self, seconds: float) -> dict[str, Any]:
+        """Times of single calls, in seconds."""
+        assert self.prepared is not None
+        return {"seconds": timing.sample(self.prepared.step, self.clock, seconds)}
+
+    def do_release(self) -> dict[str, Any]:
+        """Forget the job and its memory."""
+        self.prepared = None
+        torch.compiler.reset()
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return {}
+
+    def do_rates(self, dtype: str) -> dict[str, Any]:
+        """What this device reaches: copying, and matrix products."""
+        kind = DTYPES[dtype][0]
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else None
+        return {
+            "device_name": name,
+            "copy_bytes_per_second": timing.copy_bandwidth(self.device),
+            "matmul_flops": timing.matmul_rate(self.device, kind),
+        }
+
+    def _peak_mb(self) -> float:
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device) / 1e6
+        return max(0.0, _status_mb("VmHWM") - self.memory_before)
+
+
+def _set_precision(job: Job) -> None:
+    tf32 = DTYPES[job.dtype][1]
+    torch.backends.cuda.matmul.allow_tf32 = tf32
+    torch.backends.cudnn.allow_tf32 = tf32
+    torch.backends.cudnn.benchmark = True
+
+
+def _is_memory(error: BaseException) -> bool:
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+def _status_mb(key: str) -> float:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(key + ":"):
+            return float(line.split()[1]) / 1e3
+    return 0.0
+
+
+def resident_mb() -> float:
+    """Memory this process has resident now."""
+    return _status_mb("VmRSS")
+
+
+def reset_peak(device: torch.device) -> None:
+    """Start anew to look for the peak of memory use."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    # Not permitted in some containers: the peak is then that of the whole process so far, an upper bound.
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def main() -> None:
+    provider, device, handle = sys.argv[1:]
+    # A worker stopped while others measure would outlive a parent that was killed.
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+    connection = Connection(int(handle))
+    # Only messages may reach the parent; what libraries print goes to stderr.
+    os.dup2(2, 1)
+    worker = Worker(provider, device)
+    connection.send({"status": "ok"})
+    while True:
+        try:
+            message = connection.recv()
+        except EOFError:
+            return
+        connection.send(worker.answer(message))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,160 @@
+"""Time whole models: PyTorch in its several ways, this package, and other runtimes, each in a process of its own."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from ..bench import results, sweep
+from ..bench.providers import PROVIDERS, default_providers, is_ours
+from ..bench.targets import DTYPES, MODES
+from ..errors import EffnetFastError
+from . import options
+from .output import Output
+
+HELP = "time models end to end against PyTorch and other runtimes"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "models",
+        nargs="*",
+        default=["b0"],
+        help="b0 ... b7, torchvision:NAME, timm:NAME or package.module:factory",
+    )
+    parser.add_argument("--batch", type=options.positive, nargs="+", default=[1], metavar="N")
+    parser.add_argument("--resolution", type=options.positive, nargs="+", default=[], metavar="PIXELS")
+    parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=["fp32"])
+    parser.add_argument("--mode", nargs="+", choices=MODES, default=["infer"])
+    parser.add_argument("--providers", nargs="+", metavar="NAME", help=f"some of {', '.join(PROVIDERS)}")
+    parser.add_argument(
+        "--rounds", type=options.positive, default=3, help="turns of each provider (default: 3)"
+    )
+    parser.add_argument("--seconds", type=float, default=1.0, help="of timing per turn (default: 1)")
+    parser.add_argument("--budget", type=float, help="start nothing new after so many seconds")
+    parser.add_argument(
+        "--quick", action="store_true", help="short turns, and no provider that is slow to start"
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE.json", help="also write the JSON there, after each row"
+    )
+    parser.add_argument("--csv", type=Path, metavar="FILE.csv", help="also write the rows there")
+    parser.add_argument(
+        "--compare",
+        type=Path,
+        metavar="OLD.json",
+        help="judge against an earlier file; exit code 1 if something is worse",
+    )
+    options.add_device(parser)
+
+
+def run(arguments: argparse.Namespace, output: Output) -> int:
+    device = options.device(arguments.device).type
+    old = results.read(arguments.compare) if arguments.compare else None
+    if arguments.seconds <= 0:
+        raise EffnetFastError(f"bench: --seconds must be positive, got {arguments.seconds}")
+    providers = arguments.providers or default_providers(device, arguments.quick)
+    unknown = [name for name in providers if name not in PROVIDERS]
+    if unknown:
+        raise EffnetFastError(f"bench: unknown provider {unknown[0]!r}, expected {', '.join(PROVIDERS)}")
+    jobs = sweep.make_jobs(
+        arguments.models, arguments.mode, arguments.batch, arguments.resolution, arguments.dtype
+    )
+    seconds = min(arguments.seconds, 0.3) if arguments.quick else arguments.seconds
+    work = sweep.Sweep(
+        sweep.Plan(jobs, list(dict.fromkeys(providers)), device, arguments.rounds, seconds, arguments.budget)
+    )
+    interrupted = _run(work, arguments, output)
+    _show(work.rows, output)
+    changes = results.compare(old["rows"], work.rows) if old else []
+    if old:
+        _show_changes(changes, old["environment"], work.data["environment"], output)
+    output.data({**work.data, **({"changes": [c._asdict() for c in changes]} if old else {})})
+    if interrupted:
+        return 130
+    return 1 if any(change.verdict == "worse" for change in changes) else 0
+
+
+def _run(work: sweep.Sweep, arguments: argparse.Namespace, output: Output) -> bool:
+    """Returns whether Ctrl-C ended it; what was measured by then is kept."""
+
+    def save() -> None:
+        results.add_speedups(work.rows)
+        if arguments.out:
+            results.write(arguments.out, work.data)
+        if arguments.csv:
+            results.write_csv(arguments.csv, work.rows)
+
+    with output.progress("measuring", work.steps) as advance:
+
+        def finished(row: results.Row) -> None:
+            save()
+            advance()
+
+        try:
+            work.run(finished)
+        except KeyboardInterrupt:
+            return True
+        finally:
+            save()
+    return False
+
+
+def _show(rows: list[results.Row], output: Output) -> None:
+    """One table per job."""
+    for job in dict.fromkeys(map(results.job_of, rows)):
+        model, mode, batch, resolution, dtype = job
+        cells = [_cells(row) for row in rows if results.job_of(row) == job]
+        columns = (
+            "provider",
+            "median ms",
+            "p20",
+            "p80",
+            "images/s",
+            "memory MB",
+            "error",
+            "speed-up",
+            "of roofline",
+        )
+        output.table(columns, cells, f"{model}, {mode}, batch {batch}, {resolution} x {resolution}, {dtype}")
+        output.line()
+
+
+def _cells(row: results.Row) -> tuple[str, ...]:
+    if not row["median_ms"]:
+        return (row["provider"], f"{row['status']}: {row.get('reason', '')}"[:70], *("",) * 7)
+    speedup = "" if row["speedup"] is None else f"{row['speedup']:.2f}"
+    return (
+        row["provider"] + (" *" if is_ours(row["provider"]) else ""),
+        *(f"{row[name]:.3f}" for name in ("median_ms", "p20_ms", "p80_ms")),
+        f"{row['images_per_second']:.1f}",
+        f"{row['peak_memory_mb']:.0f}",
+        "" if row["max_error"] is None else f"{row['max_error']:.1e}",
+        speedup,
+        "" if row["roofline"] is None else f"{100 * row['roofline']:.0f} %",
+    )
+
+
+def _show_changes(
+    changes: list[results.Change], before: dict[str, Any], now: dict[str, Any], output: Output
+) -> None:
+    output.table(
+        ("measurement", "old ms", "new ms", "new/old", "verdict"),
+        [
+            (
+                " ".join(map(str, c.key)),
+                f"{c.old_ms:.3f}",
+                f"{c.new_ms:.3f}",
+                f"{c.new_ms / c.old_ms:.2f}",
+                c.verdict,
+            )
+            for c in changes
+        ],
+        "compared with the earlier file",
+    )
+    for name in ("device_name", "torch", "threads"):
+        if before.get(name) != now.get(name):
+            output.line(f"warning: {name} was {before.get(name)}, is {now.get(name)}")
+    counts = {word: sum(c.verdict == word for c in changes) for word in ("better", "worse", "same")}
+    output.line("verdict: " + ", ".join(f"{count} {word}" for word, count in counts.items()))
