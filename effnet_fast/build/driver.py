@@ -194,11 +194,29 @@ def _build_product(product: str, root: Path, out: Path, work: Path, verbose: boo
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as handle:
+def _locked(file: Path) -> Iterator[None]:
+    """Hold a lock that other processes of this machine respect."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
+
+
+def _record(
+    out: Path, work: Path, product: str, built: dict[str, Any] | None, missing: dict[str, str] | None
+) -> None:
+    """One product's outcome into the manifest, which other processes may be changing too."""
+    with _locked(work / "manifest.lock"):
+        out.mkdir(parents=True, exist_ok=True)
+        manifest = read_manifest(out)
+        manifest["missing"].pop(product, None)
+        if built is not None:
+            manifest["products"][product] = built
+        if missing is not None:
+            manifest["missing"][product] = missing
+        temporary = out / f".{MANIFEST}.new"
+        temporary.write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")
+        os.replace(temporary, out / MANIFEST)
 
 
 def build(
@@ -212,28 +230,24 @@ def build(
     Raises:
         BuildError: with ``EFFNET_FAST_FORCE_BUILD`` set, when a product that is not skipped is missing.
     """
-    with _locked(work):
-        manifest = read_manifest(out)
-        for product in products:
-            manifest["missing"].pop(product, None)
-            skipped = _skipped(product)
-            try:
-                if skipped is None:
-                    manifest["products"][product] = _build_product(product, root, out, work, verbose)
-                    continue
-                reason, fix = skipped, "effnet-fast build"
-            except MissingTool as missing:
-                reason, fix = missing.reason, missing.fix
+    failed = {}
+    for product in products:
+        skipped = _skipped(product)
+        if skipped is not None:
             # An older library stays: its hash tells whether it still fits the sources.
-            if product not in manifest["products"] or skipped is None:
-                manifest["missing"][product] = {"reason": reason, "fix": fix}
-        out.mkdir(parents=True, exist_ok=True)
-        temporary = out / f".{MANIFEST}.{os.getpid()}"
-        temporary.write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")
-        os.replace(temporary, out / MANIFEST)
-    failed = {
-        p: manifest["missing"][p]["reason"] for p in products if p in manifest["missing"] and not _skipped(p)
-    }
+            there = product in read_manifest(out)["products"]
+            _record(
+                out, work, product, None, None if there else {"reason": skipped, "fix": "effnet-fast build"}
+            )
+            continue
+        try:
+            with _locked(work / f"{product}.lock"):
+                entry = _build_product(product, root, out, work, verbose)
+        except MissingTool as missing:
+            failed[product] = missing.reason
+            _record(out, work, product, None, {"reason": missing.reason, "fix": missing.fix})
+        else:
+            _record(out, work, product, entry, None)
     if failed and toolchain.is_set("EFFNET_FAST_FORCE_BUILD"):
         raise BuildError("; ".join(f"{product}: {reason}" for product, reason in failed.items()))
-    return manifest
+    return read_manifest(out)
