@@ -9,7 +9,7 @@ import torch
 
 import effnet_fast
 from effnet_fast import EffnetFastError, samples
-from effnet_fast.cli import main
+from effnet_fast.cli import demo, main
 
 
 @pytest.fixture(autouse=True)
@@ -35,9 +35,16 @@ EXPECTED = {
 }
 
 
-@pytest.mark.parametrize("backend", ["", "reference"])
+def any_backend() -> list[str]:
+    """Options for a fused run: the CPU kernels where they are built, else the reference."""
+    return [] if effnet_fast.backends("cpu")["depthwise"]["cpu"] == "ok" else ["--backend", "reference"]
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
 def test_stock_and_patched_agree(capsys: pytest.CaptureFixture[str], backend: str) -> None:
-    code, result = run_demo(capsys, *(["--backend", backend] if backend else []))
+    if (reason := effnet_fast.backends("cpu")["depthwise"][backend]) != "ok":
+        pytest.skip(reason)
+    code, result = run_demo(capsys, "--backend", backend)
     assert code == 0 and result["passed"] is True
     assert result["max_logit_difference"] <= 1e-4
     photos = {photo["photo"]: photo for photo in result["photos"]}
@@ -50,11 +57,18 @@ def test_stock_and_patched_agree(capsys: pytest.CaptureFixture[str], backend: st
     assert set(result["latency_ms"]) == {"stock", "stock, channels_last", "patched"}
     assert all(value > 0 for value in result["latency_ms"].values())
     assert len(result["blocks"]) == 16
-    if backend:
-        # Chosen by name, the reference kernels really compute: nothing is left to the stock blocks.
-        assert {(row["state"], row["backend"]) for row in result["blocks"]} == {("fused", "reference")}
+    # Chosen by name, these kernels really compute: nothing is left to the stock blocks.
+    assert {(row["state"], row["backend"]) for row in result["blocks"]} == {("fused", backend)}
 
 
+@pytest.fixture
+def _untimed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Timing takes most of a demo's time; these tests are about the comparison."""
+    times = {demo.STOCK: 1.0, demo.STOCK_LAST: 1.0, demo.PATCHED: 1.0}
+    monkeypatch.setattr(demo, "_latency", lambda *_: times)
+
+
+@pytest.mark.usefixtures("_untimed")
 @pytest.mark.parametrize("fault", ["small", "large", "nan"])
 def test_a_wrong_patched_network_fails(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, fault: str
@@ -70,7 +84,7 @@ def test_a_wrong_patched_network_fails(
         return real(model)
 
     monkeypatch.setattr(effnet_fast, "patch", faulty)
-    code, result = run_demo(capsys)
+    code, result = run_demo(capsys, *any_backend())
     assert code == 1 and result["passed"] is False
     if fault == "small":
         assert all(photo["same_top1"] for photo in result["photos"])
@@ -79,11 +93,21 @@ def test_a_wrong_patched_network_fails(
         assert not any(photo["same_top1"] for photo in result["photos"])
 
 
+@pytest.mark.usefixtures("_untimed")
+def test_comparing_the_stock_network_with_itself_fails(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(effnet_fast, "patch", lambda model: model)
+    code, result = run_demo(capsys)
+    assert code == 1 and result["passed"] is False and result["max_logit_difference"] == 0
+    assert {row["reason"] for row in result["blocks"]} == {"not patched"}
+
+
 def test_text(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["demo", "--rounds", "1", "--device", "cpu"]) == 0
+    assert main(["demo", "--rounds", "1", "--device", "cpu", *any_backend()]) == 0
     out = capsys.readouterr().out
     assert max(map(len, out.splitlines()[:-2])) <= 80
-    for words in ("espresso", "palace", "median ms", "fastest stock / patched = ", "of 16 blocks fused"):
+    for words in ("espresso", "palace", "median ms", "fastest stock / patched = ", "16 of 16 blocks fused"):
         assert words in out
     assert out.splitlines()[-1].startswith("passed: same first choice on 5 of 5 photos")
 

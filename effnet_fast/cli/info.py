@@ -98,8 +98,11 @@ def _backends(output: Output, device: str, table: dict[str, dict[str, str]]) -> 
     for op, answers in table.items():
         for name, answer in answers.items():
             if answer != "ok":
-                # The table says which op; a reason that names it would come once for each.
-                reasons.setdefault(name, {})[answer.replace(op, "such op")] = None
+                # The table says which op; a reason that ends in its name would come once for each.
+                common = (
+                    answer.removesuffix(f"no {op}") + "no such op" if answer.endswith(f"no {op}") else answer
+                )
+                reasons.setdefault(name, {})[common] = None
     rows = [
         (op, *("-" if name not in answers else "yes" if answers[name] == "ok" else "no" for name in names))
         for op, answers in table.items()
