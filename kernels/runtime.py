@@ -84,7 +84,7 @@ def device_guard(x: Tensor) -> contextlib.AbstractContextManager[Any]:
 def dot_options(x: Tensor) -> dict[str, Any]:
     """``PRECISION`` and ``UPCAST`` of the GEMM kernels.
 
-    float32 follows ``torch.backends.cuda.matmul``: TF32 only where the user allowed it. ``UPCAST`` is for the
+    float32 follows the setting for convolutions (``torch.backends.cudnn``), which these are: TF32 unless switched off. ``UPCAST`` is for the
     interpreter alone, whose bfloat16 dot multiplies raw bits.
     """
     precision = "ieee"
@@ -94,13 +94,12 @@ def dot_options(x: Tensor) -> dict[str, Any]:
 
 
 def _tf32_allowed() -> bool:
-    matmul = torch.backends.cuda.matmul
-    setting = getattr(matmul, "fp32_precision", None)
-    if setting in (None, "none"):
-        setting = getattr(torch.backends, "fp32_precision", None)
-    if setting in (None, "none"):
-        return bool(matmul.allow_tf32)
-    return bool(setting == "tf32")
+    cudnn = torch.backends.cudnn
+    for holder in (getattr(cudnn, "conv", None), cudnn, torch.backends):
+        setting = getattr(holder, "fp32_precision", None)
+        if setting not in (None, "none"):
+            return bool(setting == "tf32")
+    return bool(cudnn.allow_tf32)
 
 
 def channel_unit(channels: int) -> int:
