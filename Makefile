@@ -4,7 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-NATIVE_SOURCES := $(shell find CMakeLists.txt cmake csrc effnet_fast/build setup.py -type f 2>/dev/null)
+# Folders too: their time tells of files that were removed.
+NATIVE_SOURCES := $(shell find CMakeLists.txt cmake csrc effnet_fast/build setup.py -not -path '*__pycache__*')
 CXX_FILES = $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 LIB := effnet_fast/lib
 
