@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -119,7 +119,7 @@ def _to_rgb(image: Image.Image, path: str | os.PathLike[str]) -> Image.Image:
         raise ImageError(f"image: {path} holds floating-point values, expected 8 or 16 bits a channel")
     if image.mode.startswith("I"):
         wide = image.convert("I")
-        low, high = wide.getextrema()
+        low, high = cast("tuple[int, int]", wide.getextrema())
         if low < 0 or high > 65535:
             raise ImageError(
                 f"image: {path} holds values from {low} to {high}, expected 8 or 16 bits a channel"

@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     with options.backend(arguments.backend), torch.inference_mode():
         # Every image before any work: a bad one is refused up front, not after minutes.
         pixels = _read(arguments.images, preset, output)
-        model = _load(name, weights).to(device=device, dtype=dtype, memory_format=torch.channels_last)
+        model = _load(name, weights).to(device, dtype).to(memory_format=torch.channels_last)
         model = effnet_fast.patch(model.eval())
         logits = _logits(model, pixels, preset, device, dtype, output)
         labels = labels_for(logits.shape[1], arguments.labels)

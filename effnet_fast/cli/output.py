@@ -24,6 +24,18 @@ def _is_number(cell: str) -> bool:
     return cell[:1].isdigit() or (cell[:1] in "-+" and cell[1:2].isdigit())
 
 
+def _rich_table(columns: Sequence[str], rows: Sequence[Sequence[str]], right: list[bool]) -> Any:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold cyan underline")
+    for column, is_right in zip(columns, right, strict=True):
+        table.add_column(Text(column), justify="right" if is_right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    return table
+
+
 class Output:
     """Where a subcommand writes. With ``as_json`` only :meth:`data` prints; the rest is silent."""
 
@@ -64,7 +76,7 @@ class Output:
         if title:
             self.heading(title)
         if self._console:
-            self._rich_table(columns, rows, right)
+            self._console.print(_rich_table(columns, rows, right))
             return
         widths = [max(len(row[i]) for row in (columns, *rows)) for i in range(len(columns))]
         for row in (columns, ["-" * width for width in widths], *rows):
@@ -73,17 +85,6 @@ class Output:
                 for cell, width, is_right in zip(row, widths, right, strict=True)
             )
             print("  ".join(cells).rstrip())
-
-    def _rich_table(self, columns: Sequence[str], rows: Sequence[Sequence[str]], right: list[bool]) -> None:
-        from rich.table import Table
-        from rich.text import Text
-
-        table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold cyan underline")
-        for column, is_right in zip(columns, right, strict=True):
-            table.add_column(Text(column), justify="right" if is_right else "left", overflow="fold")
-        for row in rows:
-            table.add_row(*(Text(cell) for cell in row))
-        self._console.print(table)
 
     @contextmanager
     def progress(self, label: str, total: int) -> Iterator[Any]:
