@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import Pipe
 from typing import Any, NamedTuple
 
+from ..errors import EffnetFastError
 from . import blocks, designs, results, roofline, targets
 from .stats import summarize
 from .targets import DTYPES, Job
@@ -109,9 +110,11 @@ class Process:
 class Sweep:
     """The state of a run; what it has measured is in :attr:`data` at any time, also after Ctrl-C."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, earlier: Sequence[results.Row] = ()) -> None:
+        """``earlier``: rows to keep, except where they are measured again."""
+        again = {(*job, provider) for job in plan.jobs for provider in plan.providers}
         self.plan = plan
-        self.rows: list[results.Row] = []
+        self.rows = [row for row in earlier if tuple(row[name] for name in results.KEY) not in again]
         self.data = {"environment": results.facts(plan.device), "rows": self.rows}
         self.steps = len(plan.jobs) * len(plan.providers)
         self._rates: dict[str, roofline.Device] = {}
@@ -238,19 +241,26 @@ def make_jobs(
     resolutions: Sequence[int],
     dtypes: Sequence[str],
 ) -> list[Job]:
-    """All combinations; a model without a resolution of its own is measured at 224.
+    """All combinations.
+
+    Args:
+        models: names, each with batch sizes of its own if it ends in ``@1,64``.
+        resolutions: none: each model's own, or 224 where it is not known.
 
     Raises:
-        EffnetFastError: a model that cannot be named so.
+        EffnetFastError: a model or a batch size that is none.
     """
     jobs = []
-    for model in models:
-        own = targets.parse(model)[1] or 224
-        for resolution in resolutions or [own]:
+    for entry in models:
+        model, at, own = entry.partition("@")
+        sizes = [int(part) if part.isdecimal() else 0 for part in own.split(",")] if at else list(batches)
+        if 0 in sizes:
+            raise EffnetFastError(f"bench: expected batch sizes such as 1,64 after @, got {entry!r}")
+        for resolution in resolutions or [targets.parse(model)[1] or 224]:
             jobs += [
                 Job(model, mode, batch, resolution, dtype)
                 for dtype in dtypes
                 for mode in modes
-                for batch in batches
+                for batch in sizes
             ]
     return jobs

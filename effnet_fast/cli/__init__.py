@@ -13,7 +13,7 @@ from typing import NoReturn
 
 from ..build import version
 from ..errors import EffnetFastError
-from . import bench, build, classify, demo, info, models
+from . import bench, build, classify, demo, info, models, report
 from .output import Output
 
 COMMANDS = {
@@ -23,6 +23,7 @@ COMMANDS = {
     "models": models,
     "build": build,
     "bench": bench,
+    "report": report,
 }
 
 

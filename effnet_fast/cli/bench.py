@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "models",
         nargs="*",
         default=["b0"],
-        help="b0 ... b7, torchvision:NAME, timm:NAME or package.module:factory",
+        help="b0 ... b7, torchvision:NAME, timm:NAME or package.module:factory; b4@1,64: with these batches",
     )
     parser.add_argument("--batch", type=options.positive, nargs="+", default=[1], metavar="N")
     parser.add_argument("--resolution", type=options.positive, nargs="+", default=[], metavar="PIXELS")
@@ -46,6 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="OLD.json",
         help="judge against an earlier file; exit code 1 if something is worse",
     )
+    parser.add_argument("--append", action="store_true", help="keep the other rows that --out has")
     options.add_device(parser)
 
 
@@ -54,6 +55,8 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     old = results.read(arguments.compare) if arguments.compare else None
     if arguments.seconds <= 0:
         raise EffnetFastError(f"bench: --seconds must be positive, got {arguments.seconds}")
+    if arguments.append and not arguments.out:
+        raise EffnetFastError("bench: --append needs --out")
     providers = arguments.providers or default_providers(device, arguments.quick)
     unknown = [name for name in providers if name not in PROVIDERS]
     if unknown:
@@ -62,8 +65,10 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
         arguments.models, arguments.mode, arguments.batch, arguments.resolution, arguments.dtype
     )
     seconds = min(arguments.seconds, 0.3) if arguments.quick else arguments.seconds
+    kept = results.read(arguments.out)["rows"] if arguments.append and arguments.out.exists() else []
     work = sweep.Sweep(
-        sweep.Plan(jobs, list(dict.fromkeys(providers)), device, arguments.rounds, seconds, arguments.budget)
+        sweep.Plan(jobs, list(dict.fromkeys(providers)), device, arguments.rounds, seconds, arguments.budget),
+        kept,
     )
     interrupted = _run(work, arguments, output)
     _show(work.rows, output)

@@ -1,0 +1,87 @@
+"""The page's style sheet, and which colour a provider has everywhere."""
+
+from __future__ import annotations
+
+from ..providers import OURS
+
+#: provider -> colour on a light and on a dark page. The package's own are warm, the others cool.
+COLORS = {
+    "eager": ("#6b7785", "#9aa5b1"),
+    "eager-channels-last": ("#3c6fb0", "#6fa3e0"),
+    "native-depthwise": ("#7d6a3f", "#c2a96b"),
+    "compile": ("#2f8f5b", "#55c387"),
+    "compile-max-autotune": ("#0d6e6e", "#35b5b5"),
+    "cuda-graph": ("#7a53b5", "#b294e6"),
+    "onnxruntime": ("#1488a8", "#4cc3e0"),
+    "openvino": ("#4b46a8", "#8f8bf0"),
+    "tensorrt": ("#5f8f00", "#9fce3c"),
+    OURS: ("#d9480f", "#ff7a45"),
+    f"{OURS}-cpu": ("#d9480f", "#ff7a45"),
+    f"{OURS}-cuda": ("#c2255c", "#ff6b9a"),
+    f"{OURS}-triton": ("#b5651d", "#f0a35e"),
+    f"{OURS}-compile": ("#a61e4d", "#f06595"),
+    f"{OURS}-cuda-graph": ("#8c1d04", "#ff9f80"),
+}
+
+
+def style_of(provider: str) -> str:
+    """The CSS class of a provider."""
+    return f"p-{provider}" if provider in COLORS else "p-other"
+
+
+def _rules(index: int) -> str:
+    rules = "".join(f".p-{name}{{--c:{colors[index]}}}" for name, colors in COLORS.items())
+    return (
+        rules
+        + ".win{--c:"
+        + ("#2b8a3e", "#51cf66")[index]
+        + "}.loss{--c:"
+        + ("#c92a2a", "#ff8787")[index]
+        + "}"
+    )
+
+
+CSS = (
+    ":root{color-scheme:light dark;--bg:#fff;--fg:#1c2127;--muted:#5b6570;--rule:#dfe3e8;--card:#f7f8fa}"
+    + _rules(0)
+    + "@media (prefers-color-scheme:dark){"
+    + ":root{--bg:#14171b;--fg:#e6e9ed;--muted:#9aa4af;--rule:#2e343b;--card:#1b1f24}"
+    + _rules(1)
+    + "}"
+    + """
+*{box-sizing:border-box}
+body{margin:0;background:var(--bg);color:var(--fg);font:16px/1.5 system-ui,sans-serif}
+main{max-width:1180px;margin:0 auto;padding:24px 16px 64px}
+h1{font-size:1.6rem;margin:0 0 8px}
+h2{font-size:1.3rem;margin:32px 0 0}
+h3{font-size:1.05rem;margin:32px 0 8px}
+.muted{color:var(--muted);margin:4px 0 12px;font-size:.9rem}
+.scroll{overflow-x:auto;border:1px solid var(--rule);border-radius:8px}
+table{border-collapse:collapse;width:100%;font-size:.88rem;font-variant-numeric:tabular-nums}
+th,td{padding:6px 12px;text-align:right;white-space:nowrap;border-bottom:1px solid var(--rule)}
+th{color:var(--muted);font-weight:600}
+th:first-child,td:first-child{text-align:left}
+tbody tr:last-child td{border-bottom:0}
+.grid{display:grid;gap:16px;grid-template-columns:repeat(auto-fill,minmax(min(100%,430px),1fr));align-items:start}
+figure{margin:0;padding:12px;background:var(--card);border:1px solid var(--rule);border-radius:8px}
+figcaption{font-weight:600;font-size:.92rem;margin-bottom:6px}
+svg{display:block;width:100%;height:auto}
+figure ul{display:flex;flex-wrap:wrap;gap:2px 14px;margin:6px 0 0;padding:0;list-style:none;font-size:.82rem}
+figure i{display:inline-block;width:11px;height:11px;border-radius:3px;margin-right:6px;background:var(--c)}
+text{font:13px system-ui,sans-serif;fill:var(--fg)}
+text.axis{fill:var(--muted);font-size:12.5px}
+text.value{font-size:12.5px}
+.p-other{--c:var(--muted)}
+.grid line,line.grid{stroke:var(--rule);stroke-width:1}
+line.ceiling{stroke:var(--fg);stroke-width:1.2;stroke-dasharray:5 4}
+.line{fill:none;stroke:var(--c);stroke-width:2}
+.dot{fill:var(--c);stroke:var(--card);stroke-width:1}
+.bar{fill:var(--c)}
+b.win,b.loss{color:var(--c)}
+b.tie{color:var(--muted)}
+details{margin:8px 0}
+summary{cursor:pointer}
+details td{text-align:left;white-space:normal;overflow-wrap:anywhere}
+details th{text-align:left}
+"""
+)
