@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch.utils._device import _device_constructors
 
-# Not a choice of behaviour: lets tests run while csrc/ is being edited.
-KEPT = ("EFFNET_FAST_ALLOW_STALE",)
+# Not choices of behaviour: to test while csrc/ is being edited, and to rehearse GPU tests on the CPU.
+KEPT = ("EFFNET_FAST_ALLOW_STALE", "EFFNET_FAST_TEST_DEVICE")
 
 for variable in [name for name in os.environ if name.startswith("EFFNET_FAST_") and name not in KEPT]:
     del os.environ[variable]
