@@ -55,9 +55,9 @@ def _key(csrc: Path, flags: Sequence[str]) -> str:
     return digest.hexdigest()[:16]
 
 
-def build(flavour: str, csrc: Path = CSRC, extra: Sequence[str] = ()) -> Path:
-    """The runner of one flavour, compiled if its sources changed."""
-    flags = [*COMMON, *FLAVOURS[flavour], *extra]
+def build(flavour: str, csrc: Path = CSRC) -> Path:
+    """The runner of one flavour, compiled if its sources changed; other sources than the package's may be given."""
+    flags = [*COMMON, *FLAVOURS[flavour]]
     folder = ROOT / "build" / "cuda_on_cpu" / f"{flavour}-{_key(csrc, flags)}"
     runner = folder / "runner"
     if runner.exists():
@@ -109,7 +109,11 @@ def run(runner: Path, cases: Sequence[Case], folder: Path, *, check: bool = True
                 data = _to_bytes(tensor)
                 shift = MISALIGNMENT[tensor.dtype] if case.misaligned else 0
                 out.write(f"{len(data)} {shift}\n".encode() + data)
-    environment = {**os.environ, "ASAN_OPTIONS": "detect_leaks=1", "TSAN_OPTIONS": "halt_on_error=1 exitcode=66"}
+    environment = {
+        **os.environ,
+        "ASAN_OPTIONS": "detect_leaks=1",
+        "TSAN_OPTIONS": "halt_on_error=1 exitcode=66",
+    }
     command = [str(runner), str(requests), str(results)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=900)
     if not check:
@@ -276,12 +280,15 @@ def squeeze_excite_backward(
         dpooled, dw1, db1, dw2, db2 = (
             _from_bytes(data, torch.float32, shape) for data, shape in zip(outputs, shapes, strict=True)
         )
-        return SqueezeExciteGrad(
-            dpooled, dw1, None if b1 is None else db1, dw2, None if b2 is None else db2
-        )
+        return SqueezeExciteGrad(dpooled, dw1, None if b1 is None else db1, dw2, None if b2 is None else db2)
 
     tensors = [w1, b1, w2, b2, dgate]
     return _squeeze_excite_case("squeeze_excite_backward", pooled, tensors, act, gate_act, decode, misaligned)
+
+
+def case(problem: Any, **options: Any) -> Case:
+    """The case of a ``problems.Problem``; options are ``plan`` and ``misaligned``."""
+    return globals()[problem.op](*problem.args, **problem.kwargs, **options)
 
 
 def count_plans(
