@@ -108,7 +108,14 @@ def use_backend(*names: str) -> Iterator[None]:
     """
     if not names:
         raise BackendError("use_backend: expected at least one backend name, got none")
-    token = _forced.set(_parse(names, "use_backend") or ("auto",))
+    with forcing(_parse(names, "use_backend") or ("auto",)):
+        yield
+
+
+@contextmanager
+def forcing(names: tuple[str, ...]) -> Iterator[None]:
+    """:func:`use_backend` for what :func:`forced_backends` returned, in another thread perhaps."""
+    token = _forced.set(names)
     try:
         yield
     finally:

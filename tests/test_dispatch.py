@@ -93,6 +93,25 @@ def test_choices_nest_and_belong_to_their_thread() -> None:
     assert seen == [()] and dispatch.forced_backends() == ()
 
 
+def test_a_backward_in_another_thread_keeps_the_forwards_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(1, 4, 5, 5, requires_grad=True)
+    with use_backend("reference"):
+        y = ops.depthwise(x, torch.randn(4, 1, 3, 3, requires_grad=True), 1, 1).y
+    seen = []
+    choose = dispatch.choose
+
+    def spy(op: str, *args, **facts):
+        choice = choose(op, *args, **facts)
+        seen.append((op, dispatch.forced_backends(), choice.backend))
+        return choice
+
+    monkeypatch.setattr(dispatch, "choose", spy)
+    thread = threading.Thread(target=y.sum().backward)
+    thread.start()
+    thread.join()
+    assert ("depthwise_backward", ("reference",), "reference") in seen and x.grad is not None
+
+
 def test_no_name_is_refused() -> None:
     with pytest.raises(BackendError, match="expected at least one backend"), use_backend():
         pass

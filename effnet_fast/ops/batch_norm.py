@@ -8,7 +8,7 @@ from torch import Tensor
 from .. import dispatch
 from ..types import Affine, accumulation_dtype
 from . import checks
-from .declare import kernel_op
+from .declare import differentiable, kernel_op
 
 
 def batch_norm_finalize(
@@ -77,4 +77,4 @@ def _backward(ctx, grad):  # type: ignore[no-untyped-def]
     )
 
 
-_batch_norm_finalize.register_autograd(_backward, setup_context=_setup_context)
+differentiable(_batch_norm_finalize, _backward, _setup_context)

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import dispatch
+
 
 def autocast_enabled(device_type: str) -> bool:
     """Whether autocast is on for a kind of device; devices without autocast (meta) are never under it."""
@@ -35,3 +37,20 @@ def kernel_op(name: str) -> Callable[[Callable[..., Any]], Any]:
         return torch.library.custom_op(f"effnet_fast::{name}", shielded, mutates_args=(), schema=schema)
 
     return declare
+
+
+def differentiable(op: Any, backward: Callable[..., Any], setup_context: Callable[..., None]) -> None:
+    """Register an op's autograd formula; the backward asks the backends that the forward was told to use.
+
+    For CUDA tensors autograd runs backwards in threads of its own, which know nothing of ``use_backend``.
+    """
+
+    def remember(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.backends = dispatch.forced_backends()
+        setup_context(ctx, inputs, output)
+
+    def run(ctx: Any, *grads: Any) -> Any:
+        with dispatch.forcing(ctx.backends):
+            return backward(ctx, *grads)
+
+    op.register_autograd(run, setup_context=remember)

@@ -11,7 +11,7 @@ from .. import dispatch
 from ..types import ConvOut, Norm, accumulation_dtype
 from . import checks
 from .conv_autograd import epilogue_backward, maybe_affine, merge_stats
-from .declare import kernel_op
+from .declare import differentiable, kernel_op
 
 KERNEL_SIZES = (3, 5, 7)
 
@@ -204,4 +204,4 @@ def _backward(ctx, grad_y, grad_pooled, grad_stats):  # type: ignore[no-untyped-
     )
 
 
-_depthwise.register_autograd(_backward, setup_context=_setup_context)
+differentiable(_depthwise, _backward, _setup_context)

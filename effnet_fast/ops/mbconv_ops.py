@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..types import BatchNormStats, accumulation_dtype
 from . import checks
-from .declare import kernel_op
+from .declare import differentiable, kernel_op
 from .mbconv_kernels import (
     BatchNorm,
     Needs,
@@ -299,4 +299,4 @@ def _backward(ctx, dy, *_):  # type: ignore[no-untyped-def]
     return (dx if wanted[0] else None, *grads, *(None,) * 7)
 
 
-mbconv_training.register_autograd(_backward, setup_context=_setup_context)
+differentiable(mbconv_training, _backward, _setup_context)

@@ -11,7 +11,7 @@ from ..reference.common import apply_affine, per_channel, per_sample
 from ..types import ConvOut, Norm, accumulation_dtype
 from . import checks
 from .conv_autograd import epilogue_backward, maybe_affine, merge_stats
-from .declare import kernel_op
+from .declare import differentiable, kernel_op
 
 
 def pointwise(
@@ -219,4 +219,4 @@ def _backward(ctx, grad_y, grad_pooled, grad_stats):  # type: ignore[no-untyped-
     )
 
 
-_pointwise.register_autograd(_backward, setup_context=_setup_context)
+differentiable(_pointwise, _backward, _setup_context)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .. import dispatch
 from . import checks
-from .declare import kernel_op
+from .declare import differentiable, kernel_op
 
 
 def squeeze_excite(
@@ -123,4 +123,4 @@ def _backward(ctx, grad):  # type: ignore[no-untyped-def]
     )
 
 
-_squeeze_excite.register_autograd(_backward, setup_context=_setup_context)
+differentiable(_squeeze_excite, _backward, _setup_context)
