@@ -106,8 +106,7 @@ def _randomize(bn: nn.BatchNorm2d) -> None:
     bn.running_var.uniform_(0.5, 1.5)
 
 
-def fused(shape: Shape, mode: str, batch: int, device: torch.device, dtype: torch.dtype) -> Case:
-    """A convolution of either kind with BatchNorm, SiLU and pooling; inference."""
+def _fused(shape: Shape, mode: str, batch: int, device: torch.device, dtype: torch.dtype) -> Case:
     x = _image(shape, batch, device, dtype)
     stencil = shape.kernel_size > 1
     module = _cast(_ConvNormActPool(_conv(shape, shape.in_channels if stencil else 1)), x, mode)
@@ -124,9 +123,17 @@ def fused(shape: Shape, mode: str, batch: int, device: torch.device, dtype: torc
 
         return call
 
-    return Case(
-        f"{shape.name}-bn-silu-pool", mode, module, ours, x, _conv_bytes(shape, x, mode), ("y", "pooled")
-    )
+    return Case(shape.name, mode, module, ours, x, _conv_bytes(shape, x, mode), ("y", "pooled"))
+
+
+def depthwise_fused(shape: Shape, mode: str, batch: int, device: torch.device, dtype: torch.dtype) -> Case:
+    """The depthwise convolution with BatchNorm, SiLU and pooling; inference."""
+    return _fused(shape, mode, batch, device, dtype)
+
+
+def pointwise_fused(shape: Shape, mode: str, batch: int, device: torch.device, dtype: torch.dtype) -> Case:
+    """The 1x1 convolution with BatchNorm, SiLU and pooling; inference."""
+    return _fused(shape, mode, batch, device, dtype)
 
 
 class _Gate(nn.Module):

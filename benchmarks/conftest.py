@@ -69,17 +69,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         # What pytest-benchmark then sees is the time the device measured.
         item.add_marker(pytest.mark.benchmark(timer=config.stash[Clock], disable_gc=True))
-    items.sort(key=lambda item: _group(item))
+    order = {path: index for index, path in enumerate(dict.fromkeys(item.path for item in items))}
+    # One shape's providers one after the other, files in the order they were named.
+    items.sort(key=lambda item: (order[item.path], *_group(item)))
 
 
-def _group(item: pytest.Item) -> tuple[str, str, str]:
+def _group(item: pytest.Item) -> tuple[str, str]:
     parameters = getattr(getattr(item, "callspec", None), "params", {})
     shape = parameters.get("shape")
-    return (
-        item.path.name,
-        item.name.split("[")[0] + str(parameters.get("mode", "")),
-        shape.name if shape else "",
-    )
+    return item.name.split("[")[0] + str(parameters.get("mode", "")), shape.name if shape else ""
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from benchmarks.cases import Case, Outputs
 from effnet_fast.bench.providers import capture
 from effnet_fast.dispatch import use_backend
-from effnet_fast.testing import assert_accurate
+from effnet_fast.testing import assert_accurate, error
 
 Step = Callable[[], Outputs]
 
@@ -125,13 +125,21 @@ class Truth:
         self._rows = [0, len(case.x) - 1] if case.mode == "infer" else list(range(len(case.x)))
         double = case._replace(module=copy.deepcopy(case.module).double(), x=case.x[self._rows].double())
         self.values = step("eager", double)()
-        self.baseline = self._chosen(step("eager", case)())
+        self.baseline = self._worse("eager", "eager-channels-last")
 
     def check(self, outputs: Outputs) -> None:
         """Raises AssertionError where the error is more than twice PyTorch's own plus a few roundings."""
         for name, value in self._chosen(outputs).items():
             truth, baseline = self.values[name], self.baseline[name]
             assert_accurate(f"{self.case.name} {name}", value, baseline, truth, self.case.x.dtype)
+
+    def _worse(self, *providers: str) -> Outputs:
+        """Of PyTorch's layouts, which add in different orders, the less exact one for each output."""
+        found = [self._chosen(step(provider, self.case)()) for provider in providers]
+        return {
+            name: max((outputs[name] for outputs in found), key=lambda value: error(value, truth))
+            for name, truth in self.values.items()
+        }
 
     def _chosen(self, outputs: Outputs) -> Outputs:
         if self.case.mode == "train":

@@ -30,7 +30,7 @@ class Shape(NamedTuple):
 
 def _depthwise(name: str) -> Iterable[Shape]:
     for b in network(name).blocks:
-        yield Shape(b.name.removesuffix("-res"), b, b.channels, b.channels, b.size, b.kernel_size, b.stride)
+        yield Shape(b.name, b, b.channels, b.channels, b.size, b.kernel_size, b.stride)
 
 
 def _pointwise(name: str) -> Iterable[Shape]:

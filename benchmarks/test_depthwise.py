@@ -15,4 +15,4 @@ def test_plain(measure, shape, mode, provider):  # type: ignore[no-untyped-def]
 
 
 def test_fused(measure, shape, provider):  # type: ignore[no-untyped-def]
-    measure(cases.fused, shape, "infer", provider)
+    measure(cases.depthwise_fused, shape, "infer", provider)

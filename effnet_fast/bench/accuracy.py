@@ -45,8 +45,8 @@ def max_error(prepared: Prepared, truth: nn.Module, x: Tensor, job: Job) -> floa
         return None
     model = copy.deepcopy(prepared.module)
     first = next(model.parameters())
-    layout = {"memory_format": torch.channels_last} if _is_channels_last(model) else {}
-    got = _stem_gradient(model, few.to(first.dtype).to(**layout))
+    layout = torch.channels_last if _is_channels_last(model) else torch.contiguous_format
+    got = _stem_gradient(model, few.to(first.dtype, memory_format=layout))
     return relative_error(got, _stem_gradient(truth, few.double()))
 
 

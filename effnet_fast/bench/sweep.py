@@ -115,10 +115,16 @@ class Sweep:
         again = {(*job, provider) for job in plan.jobs for provider in plan.providers}
         self.plan = plan
         self.rows = [row for row in earlier if tuple(row[name] for name in results.KEY) not in again]
-        self.data = {"environment": results.facts(plan.device), "rows": self.rows}
+        self._kept = len(self.rows)
+        self.data: dict[str, Any] = {"environment": results.facts(plan.device), "rows": self.rows}
         self.steps = len(plan.jobs) * len(plan.providers)
         self._rates: dict[str, roofline.Device] = {}
         self._deadline = time.monotonic() + plan.budget if plan.budget else float("inf")
+
+    @property
+    def fresh(self) -> list[results.Row]:
+        """The rows of this run."""
+        return self.rows[self._kept :]
 
     def run(self, finished: Callable[[results.Row], None]) -> None:
         """Measure everything; ``finished`` is called with each row."""

@@ -96,13 +96,16 @@ def stock_model(job: Job, device: torch.device) -> nn.Module:
     or grow from block to block, and a relative error would say nothing.
     """
     torch.manual_seed(SEED)
-    model = parse(job.model)[0]().to(device)
+    build, _, member = parse(job.model)
+    model = build().to(device)
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     momenta = [m.momentum for m in norms]
     for norm in norms:
         norm.momentum = 1.0
+    # Large enough that the last stage has statistics, small enough to be quick; others may take one size only.
+    size = 96 if member else job.resolution
     with torch.no_grad():
-        model.train()(torch.randn(4, 3, min(job.resolution, 96), min(job.resolution, 96), device=device))
+        model.train()(torch.randn(8, 3, size, size, device=device))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     return model.train(job.mode == "train")

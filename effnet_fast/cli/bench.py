@@ -72,7 +72,7 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     )
     interrupted = _run(work, arguments, output)
     _show(work.rows, output)
-    changes = results.compare(old["rows"], work.rows) if old else []
+    changes = results.compare(old["rows"], work.fresh) if old else []
     if old:
         _show_changes(changes, old["environment"], work.data["environment"], output)
     output.data({**work.data, **({"changes": [c._asdict() for c in changes]} if old else {})})

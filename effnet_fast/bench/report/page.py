@@ -41,7 +41,7 @@ def _device(device: Device) -> str:
 
 def _subtitle(device: Device) -> str:
     first = device.environments[-1]
-    threads = f", {first['threads']} threads" if first.get("device") == "cpu" else ""
+    threads = f", {first['threads']} thread(s)" if "threads" in first and first.get("device") == "cpu" else ""
     dates = sorted({str(facts.get("date", ""))[:10] for facts in device.environments})
     return f"{' and '.join(dates)}, PyTorch {first.get('torch', '?')}{threads}"
 
@@ -82,11 +82,11 @@ def _summary(device: Device) -> str:
         rows.append(
             (
                 escape(job_name(duel.job)),
+                ratio(duel),
                 f"{duel.ours['images_per_second']:,.1f}",
                 escape(duel.ours["provider"]),
                 f"{duel.baseline['images_per_second']:,.1f}",
                 escape(duel.baseline["provider"]),
-                ratio(duel),
                 "" if fraction is None else f"{100 * fraction:.0f} %",
                 "" if error is None else f"{error:.1e}",
             )
@@ -94,8 +94,8 @@ def _summary(device: Device) -> str:
     if not rows:
         return ""
     columns = (
-        *("job", "images/s", "fastest of effnet_fast", "images/s", "fastest baseline"),
-        *("speed-up", "of roofline", "error"),
+        *("job", "speed-up", "images/s", "fastest of effnet_fast", "images/s", "fastest baseline"),
+        *("of roofline", "error"),
     )
     note = "Speed-up: against the fastest baseline measured. Error: of the logits (training: of the stem's gradient), relative to fp64."
     return f'<h3>Summary</h3>{_table(columns, rows)}<p class="muted">{note}</p>'
@@ -196,6 +196,8 @@ def _roofline(rows: list[Row]) -> str:
     figures = []
     for (op, mode, batch, dtype), members in group(rows, lambda row: shape_job(row)[:4]).items():
         names = _order({row["provider"] for row in members})
+        if not any(map(is_ours, names)):
+            continue
         series = [
             svg.Series(
                 name,

@@ -70,7 +70,7 @@ figure ul{display:flex;flex-wrap:wrap;gap:2px 14px;margin:6px 0 0;padding:0;list
 figure i{display:inline-block;width:11px;height:11px;border-radius:3px;margin-right:6px;background:var(--c)}
 text{font:13px system-ui,sans-serif;fill:var(--fg)}
 text.axis{fill:var(--muted);font-size:12.5px}
-text.value{font-size:12.5px}
+text.value{font-size:12.5px;paint-order:stroke;stroke:var(--card);stroke-width:4px}
 .p-other{--c:var(--muted)}
 .grid line,line.grid{stroke:var(--rule);stroke-width:1}
 line.ceiling{stroke:var(--fg);stroke-width:1.2;stroke-dasharray:5 4}

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 WIDTH, HEIGHT = 460, 280
 LEFT, RIGHT, TOP, BOTTOM = 58, 14, 12, 42
-BAR_HEIGHT, LABEL_WIDTH = 20, 168
+BAR_HEIGHT, LABEL_WIDTH = 20, 186
 
 Point = tuple[float, float]
 
@@ -153,7 +153,8 @@ def bars(label: str, rows: Sequence[Bar], reference: float | None = None, log: b
     height = TOP + BAR_HEIGHT * len(rows) + 8
     values = [row.value for row in rows] + ([reference] if reference is not None else [])
     x = _Axis(values, LABEL_WIDTH, WIDTH - 62, log)
-    parts = []
+    parts: list[str] = []
+    ends: list[str] = []
     for index, row in enumerate(rows):
         y = TOP + BAR_HEIGHT * index
         parts.append(_text(LABEL_WIDTH - 6, y + 14, row.label, "end"))
@@ -167,7 +168,8 @@ def bars(label: str, rows: Sequence[Bar], reference: float | None = None, log: b
                 f'<rect x="{LABEL_WIDTH}" y="{y + 3}" width="{max(end - LABEL_WIDTH, 1):.1f}" '
                 f'height="{BAR_HEIGHT - 6}" rx="2" class="bar {row.style}"><title>{hint}</title></rect>'
             )
-        parts.append(_text(end + 7, y + 14, row.text, "start", "value"))
+        ends.append(_text(end + 7, y + 14, row.text, "start", "value"))
     if reference is not None:
         parts.append(_line(x(reference), TOP - 4, x(reference), height - 6, "ceiling"))
-    return _svg(parts, label, height)
+    # Last, so that they are written over the line.
+    return _svg([*parts, *ends], label, height)

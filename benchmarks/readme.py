@@ -1,0 +1,125 @@
+"""Writes the README's performance section from benchmarks/results/<device>/*.json, and the figures it shows.
+
+python benchmarks/readme.py            # rewrite README.md and docs/figures/
+python benchmarks/readme.py --check    # exit code 1 if the section is not what the results give
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from effnet_fast.bench import results
+from effnet_fast.bench.report import Device, duels, figures, load
+from effnet_fast.bench.report.data import group, job, shape_job
+from effnet_fast.bench.stats import geometric_mean
+
+ROOT = Path(__file__).resolve().parent.parent
+BEGIN, END = "<!-- performance: begin (benchmarks/readme.py) -->", "<!-- performance: end -->"
+#: A load average above the threads used by this much means that others were at work.
+BUSY = 1.0
+
+
+def section(folder: Path) -> str:
+    """The Markdown between the markers."""
+    devices = [
+        (path.name, load(sorted(path.glob("*.json")))) for path in sorted(folder.iterdir()) if path.is_dir()
+    ]
+    parts = [_device(name, device) for name, found in devices for device in found]
+    parts = [part for part in parts if part]
+    kinds = {facts.get("device") for _, found in devices for device in found for facts in device.environments}
+    if "cuda" not in kinds:
+        parts.append("Not measured on a GPU yet: nothing is claimed for one.\n")
+    return "\n".join(parts)
+
+
+def _device(folder: str, device: Device) -> str:
+    facts = device.environments[-1]
+    dates = sorted({str(entry["date"])[:10] for entry in device.environments})
+    threads = f", {facts['threads']} thread(s)" if facts["device"] == "cpu" else ""
+    lines = [f"**{device.name}**{threads}, PyTorch {facts['torch']}, {' and '.join(dates)}.", ""]
+    loads = [entry["load_before"] for entry in device.environments if "load_before" in entry]
+    if facts["device"] == "cpu" and loads and max(loads) > facts["threads"] + BUSY:
+        lines += [f"Measured on a busy machine (load average up to {max(loads)}).", ""]
+    models = duels(device.models, job)
+    if models:
+        lines += [
+            "| model | effnet_fast, images/s | fastest baseline, images/s | speed-up | over eager |",
+            "|---|--:|--:|--:|--:|",
+        ]
+        eager = _eager(device)
+        for duel in models:
+            model, mode, batch, resolution, dtype = duel.job
+            ours, other = duel.ours, duel.baseline
+            over_eager = f"{eager[duel.job] / ours['median_ms']:.2f}x" if duel.job in eager else ""
+            lines.append(
+                f"| {model} {mode}, batch {batch}, {resolution} px, {dtype} | {ours['images_per_second']:,.1f} "
+                f"| {other['images_per_second']:,.1f} ({other['provider']}) | {duel.speedup:.2f}x "
+                f"| {over_eager} |"
+            )
+        lines.append("")
+    shapes = _shapes(device)
+    if shapes:
+        lines += [
+            "| single operations | shapes | speed-up over the fastest baseline (geometric mean) | slowest | losses |",
+            "|---|--:|--:|--:|--:|",
+            *shapes,
+            "",
+        ]
+    for name in ("latency", "shapes"):
+        path = ROOT / "docs" / "figures" / folder / f"{name}.png"
+        if path.exists():
+            lines += [f"![{name}](docs/figures/{folder}/{name}.png)", ""]
+    return "\n".join(lines) if models or shapes else ""
+
+
+def _eager(device: Device) -> dict[tuple[object, ...], float]:
+    """Milliseconds of the faster of the two eager layouts."""
+    rows = [row for row in results.measured(device.models) if row["provider"].startswith("eager")]
+    return {key: min(row["median_ms"] for row in members) for key, members in group(rows, job).items()}
+
+
+def _shapes(device: Device) -> list[str]:
+    kinds: dict[tuple[object, ...], list[float]] = {}
+    for duel in duels(device.shapes, shape_job):
+        kinds.setdefault(duel.job[:4], []).append(duel.speedup)
+    return [
+        f"| {op} {mode}, batch {batch}, {dtype} | {len(speeds)} | {geometric_mean(speeds):.2f}x "
+        f"| {min(speeds):.2f}x | {sum(speed < 1 for speed in speeds)} |"
+        for (op, mode, batch, dtype), speeds in kinds.items()
+    ]
+
+
+def replaced(text: str, body: str) -> str:
+    """``text`` with everything between the markers replaced."""
+    before, found, rest = text.partition(BEGIN)
+    _, closed, after = rest.partition(END)
+    if not found or not closed:
+        raise SystemExit(f"README.md lacks the lines {BEGIN!r} and {END!r}")
+    return f"{before}{BEGIN}\n\n{body}\n{END}{after}"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--check", action="store_true")
+    arguments = parser.parse_args()
+    folder = ROOT / "benchmarks" / "results"
+    if not arguments.check:
+        for path in sorted(folder.iterdir()):
+            found = load(sorted(path.glob("*.json"))) if path.is_dir() else []
+            for device in found:
+                figures.save(device, ROOT / "docs" / "figures" / path.name)
+    readme = ROOT / "README.md"
+    text = readme.read_text()
+    wanted = replaced(text, section(folder))
+    if arguments.check:
+        return int(wanted != text)
+    readme.write_text(wanted)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
