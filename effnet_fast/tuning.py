@@ -57,9 +57,9 @@ def find(kernel: str, dtype: torch.dtype, device: torch.device, size: int = 0) -
 
 def _choose(kernel: str, dtype: torch.dtype, device: torch.device, size: int) -> Config | None:
     klass = configs.shape_class(kernel, size)
-    candidates = configs.rows(kernel, configs.dtype_group(dtype), klass, architecture(device))
-    block = {"pointwise_backward": "BLOCK_K"}.get(kernel, "BLOCK_R" if kernel.startswith("squeeze") else "")
-    candidates = [c for c in candidates if not block or c[block] >= size]
+    candidates = configs.rows(kernel, dtype, architecture(device), klass)
+    block = configs.MUST_HOLD.get(kernel)
+    candidates = [c for c in candidates if block is None or c[block] >= size]
     tuned = _read(device).get(entry_key(kernel, dtype, klass))
     if tuned in candidates:
         return tuned

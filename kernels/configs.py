@@ -1,10 +1,10 @@
 """Tile configurations as data: what every kernel is launched with where the user has not tuned.
 
-A row is (dtype group, shape class, architecture, configuration); ``*`` matches everything and the first row that
+A row is (arithmetic, shape class, architecture, configuration); ``*`` matches everything and the first row that
 matches wins, so the last row of a kernel is the default for unknown GPUs. Rows that never win by matching are
-candidates for ``effnet-fast tune``; tests run and compile all of them. dtype groups: ``half`` (float16, bfloat16)
-and ``float32``, whose exact products run on the FMA units and want small tiles. Shape classes: see
-:func:`shape_class`.
+candidates for ``effnet-fast tune``; tests run and compile all of them. Arithmetic: ``mma`` where dots run on tensor
+cores (float16 and bfloat16), ``fma`` where they run on the FMA units and want small tiles (float32, whose tiles TF32
+shares, and everything on sm_75, for which Triton emits no tensor-core instruction).
 """
 
 from __future__ import annotations
@@ -19,10 +19,17 @@ CLASSES = {
     "pointwise_fwd": (32, 64, 128),  # cout
     "pointwise_dgrad": (32, 64, 128),  # cin
     "pointwise_wgrad": (32, 64),  # cin
-    "pointwise_backward": (32, 64, 128, 256),  # cout; must fit in BLOCK_K
+    "pointwise_backward": (64, 128),  # cout; must fit in BLOCK_K, or one kernel per gradient runs instead
     "squeeze_excite_fwd": (16, 64, 256, 1024),  # hidden; must fit in BLOCK_R
     "squeeze_excite_bwd": (16, 64, 256, 1024),
-    "squeeze_excite_wgrad": (16, 64, 256, 1024),
+    "squeeze_excite_wgrad": (16, 32),  # hidden
+}
+
+#: Where one tile must hold all of the size that decides the class.
+MUST_HOLD = {
+    "pointwise_backward": "BLOCK_K",
+    "squeeze_excite_fwd": "BLOCK_R",
+    "squeeze_excite_bwd": "BLOCK_R",
 }
 
 
@@ -40,40 +47,36 @@ def _excite(c: int, r: int, warps: int, **more: int) -> Config:
 
 TABLE: dict[str, tuple[Row, ...]] = {
     "pointwise_fwd": (
-        ("half", "32", "*", _gemm(64, 32, 64, 4, 3)),
-        ("half", "64", "*", _gemm(64, 64, 64, 4, 3)),
-        ("half", "*", "*", _gemm(64, 128, 32, 4, 3)),
-        ("half", "*", "*", _gemm(128, 64, 32, 4, 3)),
-        ("half", "*", "*", _gemm(128, 128, 32, 8, 3)),
-        ("float32", "32", "*", _gemm(64, 32, 16, 4, 2)),
-        ("float32", "*", "*", _gemm(64, 64, 16, 4, 2)),
+        ("mma", "32", "*", _gemm(64, 32, 64, 4, 3)),
+        ("mma", "64", "*", _gemm(64, 64, 64, 4, 3)),
+        ("mma", "*", "*", _gemm(64, 128, 32, 8, 3)),
+        ("mma", "*", "*", _gemm(128, 64, 32, 8, 3)),
+        ("fma", "32", "*", _gemm(64, 32, 16, 4, 2)),
+        ("fma", "*", "*", _gemm(64, 64, 16, 4, 2)),
     ),
     "pointwise_dgrad": (
-        ("half", "32", "*", _gemm(64, 32, 32, 4, 2)),
-        ("half", "64", "*", _gemm(64, 64, 32, 4, 2)),
-        ("half", "*", "*", _gemm(64, 128, 32, 8, 2)),
-        ("half", "*", "*", _gemm(64, 64, 64, 4, 2)),
-        ("float32", "32", "*", _gemm(64, 32, 16, 4, 2)),
-        ("float32", "*", "*", _gemm(64, 64, 16, 8, 2)),
+        ("mma", "32", "*", _gemm(64, 32, 32, 4, 2)),
+        ("mma", "64", "*", _gemm(64, 64, 32, 4, 2)),
+        ("mma", "*", "*", _gemm(64, 128, 32, 8, 2)),
+        ("mma", "*", "*", _gemm(64, 64, 64, 4, 2)),
+        ("fma", "32", "*", _gemm(64, 32, 16, 4, 2)),
+        ("fma", "*", "*", _gemm(64, 64, 16, 8, 2)),
     ),
     "pointwise_wgrad": (
-        ("half", "32", "*", _gemm(64, 32, 64, 4, 2)),
-        ("half", "*", "*", _gemm(64, 64, 64, 4, 2)),
-        ("half", "*", "*", _gemm(32, 128, 64, 8, 2)),
-        ("float32", "32", "*", _gemm(32, 32, 64, 4, 2)),
-        ("float32", "*", "*", _gemm(32, 64, 64, 8, 2)),
+        ("mma", "32", "*", _gemm(64, 32, 64, 4, 2)),
+        ("mma", "*", "*", _gemm(64, 64, 64, 4, 2)),
+        ("mma", "*", "*", _gemm(32, 128, 64, 8, 2)),
+        ("fma", "32", "*", _gemm(32, 32, 64, 4, 2)),
+        ("fma", "*", "*", _gemm(32, 64, 64, 8, 2)),
     ),
     "pointwise_backward": (
-        ("half", "32", "*", _gemm(64, 64, 32, 4, 2)),
-        ("half", "64", "*", _gemm(64, 64, 64, 4, 2)),
-        ("half", "128", "*", _gemm(64, 64, 128, 8, 2)),
-        ("half", "256", "*", _gemm(32, 32, 256, 8, 2)),
-        ("float32", "32", "*", _gemm(32, 64, 32, 4, 2)),
-        ("float32", "64", "*", _gemm(32, 32, 64, 4, 2)),
-        ("float32", "128", "*", _gemm(16, 32, 128, 8, 2)),
+        ("mma", "64", "*", _gemm(16, 64, 64, 4, 2)),
+        ("mma", "64", "*", _gemm(16, 64, 64, 8, 2)),
+        ("mma", "128", "*", _gemm(16, 64, 128, 8, 2)),
+        ("fma", "64", "*", _gemm(16, 32, 64, 8, 2)),
     ),
-    "depthwise_fwd": (("*", "*", "*", _rows(32, 64, 4)), ("*", "*", "*", _rows(16, 64, 4))),
-    "depthwise_dgrad": (("*", "*", "*", _rows(32, 64, 8)), ("*", "*", "*", _rows(32, 32, 4))),
+    "depthwise_fwd": (("*", "*", "*", _rows(32, 64, 8)), ("*", "*", "*", _rows(16, 32, 4))),
+    "depthwise_dgrad": (("*", "*", "*", _rows(16, 64, 8)), ("*", "*", "*", _rows(16, 32, 4))),
     "depthwise_wgrad": (("*", "*", "*", _rows(16, 32, 4)), ("*", "*", "*", _rows(16, 64, 8))),
     "batch_norm_finalize": (("*", "*", "*", _rows(128, 16, 4)),),
     "batch_norm_fold": (("*", "*", "*", {"BLOCK_N": 256, "num_warps": 4, "num_stages": 1}),),
@@ -91,22 +94,20 @@ TABLE: dict[str, tuple[Row, ...]] = {
     "squeeze_excite_bwd": (
         ("*", "16", "*", _excite(128, 16, 4)),
         ("*", "64", "*", _excite(64, 64, 4)),
-        ("*", "256", "*", _excite(16, 256, 8)),
+        ("*", "256", "*", _excite(8, 256, 8)),
         ("*", "*", "*", _excite(4, 1024, 8)),
     ),
     "squeeze_excite_wgrad": (
-        ("*", "16", "*", _excite(32, 16, 4, BLOCK_I=16)),
-        ("*", "64", "*", _excite(16, 64, 4, BLOCK_I=16)),
-        ("*", "256", "*", _excite(16, 256, 8, BLOCK_I=16)),
-        ("*", "*", "*", _excite(16, 1024, 16, BLOCK_I=16)),
+        ("*", "16", "*", _excite(32, 16, 4, BLOCK_I=32)),
+        ("*", "*", "*", _excite(32, 32, 4, BLOCK_I=32)),
     ),
     "gate_batch_norm_sums": (("*", "*", "*", {"BLOCK_N": 256, "num_warps": 4, "num_stages": 1}),),
 }
 
 
-def dtype_group(dtype: Any) -> str:
-    """``half`` or ``float32``, from a torch dtype or its name."""
-    return "float32" if str(dtype).endswith("float32") else "half"
+def arithmetic(dtype: Any, arch: str) -> str:
+    """``mma`` or ``fma``, from a torch dtype and an architecture such as ``sm_90``."""
+    return "fma" if str(dtype).endswith("float32") or arch == "sm_75" else "mma"
 
 
 def shape_class(kernel: str, size: int) -> str:
@@ -117,18 +118,11 @@ def shape_class(kernel: str, size: int) -> str:
     return str(next((bound for bound in bounds if size <= bound), bounds[-1]))
 
 
-def rows(kernel: str, group: str, klass: str, arch: str) -> list[Config]:
-    """Configurations that may serve such a launch, the default first."""
-
-    def fits(config: Config) -> bool:
-        # A class bounds what must fit into one block: a config of a smaller class may not serve a larger one.
-        block = {"pointwise_backward": "BLOCK_K"}.get(
-            kernel, "BLOCK_R" if kernel.startswith("squeeze") else None
-        )
-        return block is None or klass == "*" or config[block] >= int(klass)
-
-    return [
-        config
-        for dtypes, shapes, archs, config in TABLE[kernel]
-        if dtypes in ("*", group) and shapes in ("*", klass) and archs in ("*", arch) and fits(config)
-    ]
+def rows(kernel: str, dtype: Any, arch: str, klass: str | None = None) -> list[Config]:
+    """Configurations that may serve launches of a shape class (``None``: of any), the default first, each once."""
+    units, block, found = arithmetic(dtype, arch), MUST_HOLD.get(kernel), []
+    for wanted, shapes, archs, config in TABLE[kernel]:
+        serves = klass is None or (shapes in ("*", klass) and (block is None or config[block] >= int(klass)))
+        if serves and wanted in ("*", units) and archs in ("*", arch) and config not in found:
+            found.append(config)
+    return found

@@ -114,6 +114,22 @@ def dot(a, b, acc, PRECISION: tl.constexpr, UPCAST: tl.constexpr):
 
 
 @triton.jit
+def settle(x, INTERPRET: tl.constexpr):
+    """``x``, computed where it is and once.
+
+    The compiler likes to recompute a cheap-looking operand of a dot in the dot's own layout, which means in every
+    warp (8 times the SiLUs, and spills). It may not do so across an instruction that is declared to have effects.
+    """
+    if INTERPRET:
+        r = x
+    elif x.dtype.primitive_bitwidth == 32:
+        r = tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [x], x.dtype, is_pure=False, pack=1)
+    else:
+        r = tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [x], x.dtype, is_pure=False, pack=2)
+    return r
+
+
+@triton.jit
 def merge_statistics(count, mean, m2, other_count, other_mean, other_m2):
     """Chan's merge of two (count, mean, sum of squared deviations)."""
     total = count + other_count

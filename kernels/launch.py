@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,6 +14,21 @@ from ..errors import EffnetFastError
 from ..traffic import record
 from . import elementwise_kernels
 from .runtime import ceil_div, device_guard
+
+# Said explicitly because the default is about to change (Triton 3.9 warns): a * b + c in one rounding is wanted.
+_COMPILER = {"enable_fp_fusion": True}
+
+_interceptors: list[Callable[..., None]] = []
+
+
+@contextmanager
+def intercept(instead: Callable[..., None]) -> Iterator[None]:
+    """Within the block, call ``instead(kernel, arguments, meta)`` in place of launching: for compiling offline."""
+    _interceptors.append(instead)
+    try:
+        yield
+    finally:
+        _interceptors.remove(instead)
 
 
 def launch(
@@ -26,8 +42,11 @@ def launch(
     """Run ``programs`` programs of a jit kernel on the GPU of its outputs, along grid x, the only long axis."""
     writes = list(writes)
     record(kernel.fn.__name__.removesuffix("_kernel"), reads, writes)
+    if _interceptors:
+        _interceptors[-1](kernel, arguments, meta)
+        return
     with device_guard(next(t for t in writes if t is not None)):
-        kernel[(programs,)](*arguments, **meta)
+        kernel[(programs,)](*arguments, **meta, **_COMPILER)
 
 
 def config(kernel: str, x: Tensor, size: int = 0) -> dict[str, int]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .fragments import activation, activation_grad, affine, batch_norm_input_grad, bound, dot, normalize
+from .fragments import activation, activation_grad, affine, batch_norm_input_grad, bound, dot, settle
 
 
 @triton.jit
@@ -30,48 +30,46 @@ def _conv_grad(
 
 
 @triton.jit
-def _gated_input(
-    values, in_scale, in_shift, gate, segment, segments, channels, cols, col_mask, IN_ACT: tl.constexpr
-):
-    """The convolution's input recomputed from x: ``gate * act(affine(x))``."""
-    act = activation(affine(values, in_scale, in_shift, cols, col_mask), IN_ACT)
+def _gate(act, gate, segment, segments, channels, cols, col_mask):
+    """``gate * act`` for ``act`` [channels, rows] and ``cols`` [channels, 1]."""
     if gate is not None:
-        mask = cols < bound(channels, segment, segments)
-        act = act * tl.load(gate + segment * channels + cols, mask=mask, other=0.0)[None, :]
+        act = act * tl.load(
+            gate + segment * channels + cols, mask=cols < bound(channels, segment, segments), other=0.0
+        )
     return act
 
 
 @triton.jit
-def _add_sums(
-    total, g, values, valid, in_scale, in_shift, in_mean, in_invstd, cols, col_mask, IN_ACT: tl.constexpr
-):
-    """Add a tile's five sums over rows (G a, G a', G a' x_hat, a', a' x_hat) to ``total`` [8, columns]."""
-    n = affine(values, in_scale, in_shift, cols, col_mask)
-    slope = tl.where(valid[:, None], activation_grad(n, IN_ACT), 0.0)
-    x_hat = normalize(values, in_mean, in_invstd, cols, col_mask)
+def _sum_terms(g, values, n, act, valid, in_mean, cols, col_mask, IN_ACT: tl.constexpr):
+    """The terms of the five sums over rows: G a, G a', G a' x_c, a', a' x_c, each [channels, rows].
+
+    n is the pre-activation, x_c is x - mean. Rows are summed and x_c divided by the deviation once, before the
+    store: a reduction in every tile would cost more than the rest of the kernel.
+    """
+    slope = tl.where(valid[None, :], activation_grad(n, IN_ACT), 0.0)
+    centred = values - tl.load(in_mean + cols, mask=col_mask, other=0.0)
     # g is zero in invalid rows: its dz is.
-    row = tl.arange(0, 8)[:, None]
-    total += tl.where(row == 0, tl.sum(g * activation(n, IN_ACT), 0)[None, :], 0.0)
-    total += tl.where(row == 1, tl.sum(g * slope, 0)[None, :], 0.0)
-    total += tl.where(row == 2, tl.sum(g * slope * x_hat, 0)[None, :], 0.0)
-    total += tl.where(row == 3, tl.sum(slope, 0)[None, :], 0.0)
-    total += tl.where(row == 4, tl.sum(slope * x_hat, 0)[None, :], 0.0)
-    return total
+    return g * act, g * slope, g * slope * centred, slope, slope * centred
 
 
 @triton.jit
-def _store_sums(sums, total, segment, segments, split, splits, channels, cols, col_mask):
-    """Write the five rows of one segment's part into [5, segments, splits, channels]."""
-    row = tl.arange(0, 8)[:, None]
-    place = (row.to(tl.int64) * segments + segment) * splits + split
-    mask = (row < 5) & (cols < bound(channels, segment, segments))[None, :]
-    tl.store(sums + place * channels + cols[None, :], total, mask=mask)
+def _store_sums(
+    sums, s1, s2, s3, s4, s5, in_invstd, segment, segments, split, splits, channels, cols, col_mask
+):
+    """Write one segment's part into [5, segments, splits, channels]."""
+    invstd = tl.load(in_invstd + cols, mask=col_mask, other=0.0)
+    mask = cols < bound(channels, segment, segments)
+    plane = (segment * 0 + segments) * splits * channels
+    row = sums + (segment * splits + split) * channels + cols
+    tl.store(row, tl.sum(s1, 1), mask=mask)
+    tl.store(row + plane, tl.sum(s2, 1), mask=mask)
+    tl.store(row + 2 * plane, tl.sum(s3, 1) * invstd, mask=mask)
+    tl.store(row + 3 * plane, tl.sum(s4, 1), mask=mask)
+    tl.store(row + 4 * plane, tl.sum(s5, 1) * invstd, mask=mask)
 
 
 @triton.jit
-def _store_input_grad(dx, residual_grad, g, first_row, rows, valid, channels, cols, col_mask):
-    offsets = first_row * channels + rows[:, None] * channels + cols[None, :]
-    mask = valid[:, None] & col_mask[None, :]
+def _store_input_grad(dx, residual_grad, g, offsets, mask):
     if residual_grad is not None:
         g += tl.load(residual_grad + offsets, mask=mask, other=0.0).to(tl.float32)
     tl.store(dx + offsets, g.to(dx.dtype.element_ty), mask=mask)
@@ -108,6 +106,7 @@ def pointwise_dgrad_kernel(
     IN_ACT: tl.constexpr,
     PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
+    INTERPRET: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -122,12 +121,16 @@ def pointwise_dgrad_kernel(
     rows = tl.arange(0, BLOCK_M)
     for j in range(per_program):
         segment = (group // splits).to(tl.int64) * per_program + j
-        total = tl.zeros([8, BLOCK_N], tl.float32)
+        s1 = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
+        s2 = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
+        s3 = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
+        s4 = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
+        s5 = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
         for step in range(span):
             start = (split.to(tl.int64) * span + step) * BLOCK_M
             valid = start + rows < bound(length, segment, segments)
             first_row = segment * length + start
-            g = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+            g = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
             for k0 in range(0, cout, BLOCK_K):
                 k = k0 + tl.arange(0, BLOCK_K)
                 k_mask = k < cout
@@ -147,23 +150,32 @@ def pointwise_dgrad_kernel(
                     cout,
                     k,
                     k_mask,
-                )
+                ).to(dy.dtype.element_ty)
                 w = tl.load(
-                    weight + k[:, None].to(tl.int64) * cin + cols[None, :],
-                    mask=k_mask[:, None] & col_mask[None, :],
+                    weight + k[None, :].to(tl.int64) * cin + cols[:, None],
+                    mask=col_mask[:, None] & k_mask[None, :],
                     other=0.0,
                 )
-                g = dot(dz.to(dy.dtype.element_ty), w, g, PRECISION, UPCAST)
+                g = dot(w, tl.trans(dz), g, PRECISION, UPCAST)
+            offsets = first_row * cin + rows[None, :] * cin + cols[:, None]
+            mask = col_mask[:, None] & valid[None, :]
             if sums is not None:
-                mask = valid[:, None] & col_mask[None, :]
-                offsets = first_row * cin + rows[:, None] * cin + cols[None, :]
                 values = tl.load(x + offsets, mask=mask, other=0.0).to(tl.float32)
-                total = _add_sums(
-                    total, g, values, valid, in_scale, in_shift, in_mean, in_invstd, cols, col_mask, IN_ACT
+                n = affine(values, in_scale, in_shift, cols[:, None], col_mask[:, None])
+                act = activation(n, IN_ACT)
+                t1, t2, t3, t4, t5 = _sum_terms(
+                    g, values, n, act, valid, in_mean, cols[:, None], col_mask[:, None], IN_ACT
                 )
-            _store_input_grad(dx, residual_grad, g, first_row, rows, valid, cin, cols, col_mask)
+                s1 += t1
+                s2 += t2
+                s3 += t3
+                s4 += t4
+                s5 += t5
+            _store_input_grad(dx, residual_grad, g, offsets, mask)
         if sums is not None:
-            _store_sums(sums, total, segment, segments, split, splits, cin, cols, col_mask)
+            _store_sums(
+                sums, s1, s2, s3, s4, s5, in_invstd, segment, segments, split, splits, cin, cols, col_mask
+            )
 
 
 @triton.jit
@@ -194,6 +206,7 @@ def pointwise_wgrad_kernel(
     IN_ACT: tl.constexpr,
     PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
+    INTERPRET: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -220,22 +233,17 @@ def pointwise_wgrad_kernel(
             dz = _conv_grad(
                 dy, z, row_scale, a, b, c, mean, segment, segments, first_row, rows, valid, cout, k, k_mask
             )
-            offsets = first_row * cin + rows[:, None] * cin + cols[None, :]
-            values = tl.load(x + offsets, mask=valid[:, None] & col_mask[None, :], other=0.0)
+            offsets = first_row * cin + rows[None, :] * cin + cols[:, None]
+            values = tl.load(x + offsets, mask=col_mask[:, None] & valid[None, :], other=0.0)
             if (in_scale is not None) or (IN_ACT != "none") or (gate is not None):
-                values = _gated_input(
-                    values.to(tl.float32),
-                    in_scale,
-                    in_shift,
-                    gate,
-                    segment,
-                    segments,
-                    cin,
-                    cols,
-                    col_mask,
+                act = activation(
+                    affine(values.to(tl.float32), in_scale, in_shift, cols[:, None], col_mask[:, None]),
                     IN_ACT,
-                ).to(x.dtype.element_ty)
-            acc = dot(tl.trans(dz.to(dy.dtype.element_ty)), values, acc, PRECISION, UPCAST)
+                )
+                act = _gate(act, gate, segment, segments, cin, cols[:, None], col_mask[:, None])
+                values = settle(act.to(x.dtype.element_ty), INTERPRET)
+            dz = dz.to(dy.dtype.element_ty)
+            acc = dot(tl.trans(dz), tl.trans(values), acc, PRECISION, UPCAST)
     place = (group.to(tl.int64) * cout + k[:, None]) * cin + cols[None, :]
     tl.store(dweight + place, acc, mask=k_mask[:, None] & col_mask[None, :])
 
@@ -273,6 +281,7 @@ def pointwise_backward_kernel(
     IN_ACT: tl.constexpr,
     PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
+    INTERPRET: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -288,12 +297,15 @@ def pointwise_backward_kernel(
     k_mask = k < cout
     split = group % splits
     rows = tl.arange(0, BLOCK_M)
-    w_mask = k_mask[:, None] & col_mask[None, :]
-    w = tl.load(weight + k[:, None] * cin + cols[None, :], mask=w_mask, other=0.0)
+    w_mask = col_mask[:, None] & k_mask[None, :]
     acc = tl.zeros([BLOCK_K, BLOCK_N], tl.float32)
     for j in range(per_program):
         segment = (group // splits).to(tl.int64) * per_program + j
-        total = tl.zeros([8, BLOCK_N], tl.float32)
+        s1 = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
+        s2 = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
+        s3 = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
+        s4 = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
+        s5 = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
         for step in range(span):
             start = (split.to(tl.int64) * span + step) * BLOCK_M
             valid = start + rows < bound(length, segment, segments)
@@ -301,19 +313,31 @@ def pointwise_backward_kernel(
             dz = _conv_grad(
                 dy, z, row_scale, a, b, c, mean, segment, segments, first_row, rows, valid, cout, k, k_mask
             ).to(dy.dtype.element_ty)
-            g = dot(dz, w, tl.zeros([BLOCK_M, BLOCK_N], tl.float32), PRECISION, UPCAST)
-            offsets = first_row * cin + rows[:, None] * cin + cols[None, :]
-            values = tl.load(x + offsets, mask=valid[:, None] & col_mask[None, :], other=0.0).to(tl.float32)
+            # Loaded here although it never changes: kept over the loop it would fill the registers.
+            w = tl.load(weight + k[None, :] * cin + cols[:, None], mask=w_mask, other=0.0)
+            # Channels are the rows of g, so that sums over pixels mostly stay within a warp.
+            g = dot(w, tl.trans(dz), tl.zeros([BLOCK_N, BLOCK_M], tl.float32), PRECISION, UPCAST)
+            offsets = first_row * cin + rows[None, :] * cin + cols[:, None]
+            mask = col_mask[:, None] & valid[None, :]
+            values = tl.load(x + offsets, mask=mask, other=0.0).to(tl.float32)
+            n = affine(values, in_scale, in_shift, cols[:, None], col_mask[:, None])
+            act = activation(n, IN_ACT)
             if sums is not None:
-                total = _add_sums(
-                    total, g, values, valid, in_scale, in_shift, in_mean, in_invstd, cols, col_mask, IN_ACT
+                t1, t2, t3, t4, t5 = _sum_terms(
+                    g, values, n, act, valid, in_mean, cols[:, None], col_mask[:, None], IN_ACT
                 )
-            _store_input_grad(dx, residual_grad, g, first_row, rows, valid, cin, cols, col_mask)
-            act = _gated_input(
-                values, in_scale, in_shift, gate, segment, segments, cin, cols, col_mask, IN_ACT
-            ).to(x.dtype.element_ty)
-            acc = dot(tl.trans(dz), act, acc, PRECISION, UPCAST)
+                s1 += t1
+                s2 += t2
+                s3 += t3
+                s4 += t4
+                s5 += t5
+            _store_input_grad(dx, residual_grad, g, offsets, mask)
+            act = _gate(act, gate, segment, segments, cin, cols[:, None], col_mask[:, None])
+            act = settle(act.to(x.dtype.element_ty), INTERPRET)
+            acc = dot(tl.trans(dz), tl.trans(act), acc, PRECISION, UPCAST)
         if sums is not None:
-            _store_sums(sums, total, segment, segments, split, splits, cin, cols, col_mask)
+            _store_sums(
+                sums, s1, s2, s3, s4, s5, in_invstd, segment, segments, split, splits, cin, cols, col_mask
+            )
     place = (group.to(tl.int64) * cout + k[:, None]) * cin + cols[None, :]
-    tl.store(dweight + place, acc, mask=w_mask)
+    tl.store(dweight + place, acc, mask=k_mask[:, None] & col_mask[None, :])

@@ -82,7 +82,7 @@ def device_guard(x: Tensor) -> contextlib.AbstractContextManager[Any]:
 
 
 def dot_options(x: Tensor) -> dict[str, Any]:
-    """``PRECISION`` and ``UPCAST`` of the GEMM kernels.
+    """``PRECISION``, ``UPCAST`` and ``INTERPRET`` of the GEMM kernels.
 
     float32 follows the setting for convolutions (``torch.backends.cudnn``), which these are: TF32 unless switched off. ``UPCAST`` is for the
     interpreter alone, whose bfloat16 dot multiplies raw bits.
@@ -90,7 +90,7 @@ def dot_options(x: Tensor) -> dict[str, Any]:
     precision = "ieee"
     if x.dtype == torch.float32 and x.is_cuda and _tf32_allowed():
         precision = "tf32"
-    return {"PRECISION": precision, "UPCAST": INTERPRET and x.dtype == torch.bfloat16}
+    return {"PRECISION": precision, "UPCAST": INTERPRET and x.dtype == torch.bfloat16, "INTERPRET": INTERPRET}
 
 
 def _tf32_allowed() -> bool:

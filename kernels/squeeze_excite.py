@@ -70,11 +70,12 @@ def squeeze_excite_backward(
             **config("squeeze_excite_bwd", pooled, hidden),
         )
     meta = config("squeeze_excite_wgrad", pooled, hidden)
+    tiles = ceil_div(hidden, meta["BLOCK_R"])
     # With no images this writes zeros.
     launch(
         squeeze_excite_kernels.squeeze_excite_wgrad_kernel,
-        ceil_div(channels, meta["BLOCK_C"]),
-        *(pooled, dn2, dn1, h, dw1, db1, dw2, db2, n, channels, hidden),
+        ceil_div(channels, meta["BLOCK_C"]) * tiles,
+        *(pooled, dn2, dn1, h, dw1, db1, dw2, db2, n, channels, hidden, tiles),
         reads=[pooled, dn2, dn1, h],
         writes=[dw1, db1, dw2, db2],
         **meta,

@@ -129,15 +129,18 @@ def squeeze_excite_wgrad_kernel(
     images,
     channels,
     hidden,
+    r_tiles,
     BLOCK_I: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_R: tl.constexpr,
 ):
-    """Weight and bias gradients of a block of channels: sums over images in fixed order."""
+    """Weight and bias gradients of a tile of channels and hidden units: sums over images in fixed order."""
     pid = tl.program_id(0)
-    c = pid * BLOCK_C + tl.arange(0, BLOCK_C)
+    c_tile = pid // r_tiles
+    r_tile = pid % r_tiles
+    c = c_tile * BLOCK_C + tl.arange(0, BLOCK_C)
     c_mask = c < channels
-    r = tl.arange(0, BLOCK_R)
+    r = r_tile * BLOCK_R + tl.arange(0, BLOCK_R)
     r_mask = r < hidden
     acc1 = tl.zeros([BLOCK_C, BLOCK_R], tl.float32)
     acc2 = tl.zeros([BLOCK_C, BLOCK_R], tl.float32)
@@ -160,9 +163,9 @@ def squeeze_excite_wgrad_kernel(
     tl.store(dw1 + r[None, :] * channels + c[:, None], acc1, mask=mask)
     tl.store(dw2 + c[:, None] * hidden + r[None, :], acc2, mask=mask)
     if db1 is not None:
-        tl.store(db1 + r, sum1, mask=r < bound(hidden, pid, 1))
+        tl.store(db1 + r, sum1, mask=r < bound(hidden, c_tile, 1))
     if db2 is not None:
-        tl.store(db2 + c, sum2, mask=c_mask)
+        tl.store(db2 + c, sum2, mask=c < bound(channels, r_tile, 1))
 
 
 @triton.jit

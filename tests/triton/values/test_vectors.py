@@ -1,0 +1,81 @@
+"""BatchNorm's vector work, squeeze-and-excite, the elementwise passes."""
+
+import pytest
+import torch
+
+from effnet_fast import reference
+from effnet_fast.reference import ACTIVATIONS
+
+
+@pytest.mark.parametrize("act", ACTIVATIONS)
+def test_every_activation(kit, act):
+    z = kit.image(2, 11, 4, 5, scale=4.0)
+    kit.check("affine_residual", z, kit.affine(11), act)
+    kit.check(
+        "batch_norm_reduce",
+        z,
+        kit.image(2, 11, 4, 5, scale=4.0),
+        kit.norm(11),
+        affine=kit.affine(11),
+        act=act,
+    )
+
+
+@pytest.mark.parametrize("act", ["relu", "relu6", "hardswish", "hardsigmoid"])
+def test_derivative_at_the_kinks(kit, act):
+    """PyTorch's one-sided derivatives, exactly at -3, 0, 3 and 6."""
+    z = torch.tensor([-3.0, 0.0, 3.0, 6.0], device=kit.device).reshape(1, 4, 1, 1)
+    dy, ones, zeros = torch.ones_like(z), torch.ones(4, device=kit.device), torch.zeros(4, device=kit.device)
+    norm, affine = reference.batch_norm.Norm(zeros, ones), reference.batch_norm.Affine(ones, zeros)
+    kit.check("batch_norm_reduce", dy, z, norm, affine=affine, act=act)
+
+
+@pytest.mark.parametrize("shape", [(3, 24, 9, 8), (2, 17, 5, 3), (70, 5, 1, 1)])
+def test_elementwise(kit, dtype, shape):
+    n, c, h, w = shape
+    z = kit.image(*shape)
+    kit.check("affine_pool", z, kit.affine(c), "silu")
+    kit.check("affine_pool", z, None)
+    kit.check("affine_residual", z, kit.affine(c), "silu", kit.positive(n), kit.image(*shape))
+    kit.check("affine_residual", z, None)
+    kit.check("batch_norm_reduce", kit.image(*shape), z, kit.norm(c), row_scale=kit.positive(n))
+    kit.check("batch_norm_reduce", kit.image(*shape), z, kit.norm(c), affine=kit.affine(c), act="silu")
+
+
+def partial_stats(kit, partials, c):
+    count = torch.randint(1, 99, (partials, 1), device=kit.device).float().expand(partials, c)
+    return torch.stack([count, kit.vector(partials, c), kit.positive(partials, c)], 1)
+
+
+@pytest.mark.parametrize("partials, c", [(1, 5), (3, 24), (300, 40)])
+@pytest.mark.parametrize("parameters", ["weight-bias", "none"])
+def test_batch_norm(kit, partials, c, parameters):
+    weight, bias = (kit.vector(c), kit.vector(c)) if parameters == "weight-bias" else (None, None)
+    stats = kit.check("batch_norm_finalize", partial_stats(kit, partials, c), weight, bias, 1e-3)
+    kit.check("batch_norm_fold", weight, bias, kit.vector(c), kit.positive(c), 1e-5)
+    for training in (True, False):
+        kit.check("batch_norm_backward_finalize", kit.vector(partials, 2, c), 77, stats, training)
+
+
+@pytest.mark.parametrize("n, c, hidden", [(3, 24, 6), (2, 65, 17), (1, 8, 1), (35, 40, 70)])
+@pytest.mark.parametrize("biases", [True, False])
+@pytest.mark.parametrize("acts", [("silu", "sigmoid"), ("relu", "hardsigmoid")])
+def test_squeeze_excite(kit, dtype, n, c, hidden, biases, acts):
+    """Weights of any dtype; arithmetic, and therefore accuracy, in fp32."""
+    layers = [kit.weight(hidden, c), kit.weight(hidden), kit.weight(c, hidden), kit.weight(c)]
+    if not biases:
+        layers[1] = layers[3] = None
+    kit.dtype = torch.float32
+    kit.check("squeeze_excite", kit.vector(n, c), *layers, *acts)
+    kit.check("squeeze_excite_backward", kit.vector(n, c), kit.vector(n, c), *layers, *acts)
+
+
+@pytest.mark.parametrize("gate, pool_grad", [(True, True), (True, False), (False, True), (False, False)])
+def test_gate_batch_norm_sums(kit, gate, pool_grad):
+    n, c = 3, 300
+    kit.check(
+        "gate_batch_norm_sums",
+        kit.vector(5, n, c),
+        kit.positive(n, c) if gate else None,
+        kit.vector(n, c) if pool_grad else None,
+    )
