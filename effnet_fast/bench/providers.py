@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -38,7 +38,7 @@ def is_ours(name: str) -> bool:
     return name == OURS or name.startswith(OURS + "-")
 
 
-def training_step(model: Callable[[Tensor], Tensor], parameters: list[Tensor], x: Tensor) -> Step:
+def training_step(model: Callable[[Tensor], Tensor], parameters: Sequence[Tensor], x: Tensor) -> Step:
     """Forward, cross-entropy against fixed labels, gradients of all parameters; no optimizer."""
     labels: Tensor | None = None
 
