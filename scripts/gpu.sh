@@ -114,6 +114,7 @@ for stage in $STAGES; do
   [ $box -gt $((left - 10)) ] && box=$((left - 10))
   began=$SECONDS code=77
   echo "== $name (at most $box s)" | tee -a "$LOG"
+  first=$(($(wc -l <"$LOG") + 1))
   if [ $box -lt 1 ]; then
     echo "no time left" >>"$LOG"
   elif [ -n "$SM$REHEARSE" ] || [ "$name" = build ] || [ "$name" = tests ]; then
@@ -131,7 +132,7 @@ for stage in $STAGES; do
     *) status=failed FAILED=1 ;;
   esac
   echo "$name,$status,$used,$box" >>"$OUT/stages.csv"
-  [ $code -eq 0 ] || tail -n 3 "$LOG" | sed 's/^/   /'
+  [ $code -eq 0 ] || tail -n "+$first" "$LOG" | tail -n 3 | sed 's/^/   /'
   echo "   $status after $used s"
 done
 

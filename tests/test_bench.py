@@ -267,10 +267,12 @@ def test_default_providers_fit_the_device() -> None:
 def test_accuracy_sees_a_wrong_model() -> None:
     model, x = targets.stock_model(JOB, torch.device("cpu")), targets.images(JOB, torch.device("cpu"))
     step = inference_step(model, x)
-    right = accuracy.max_error(Prepared(step, step, None), targets.stock_model(JOB, x.device), x, JOB)
+    right = accuracy.max_error(
+        Prepared(step, step, None), targets.stock_model(JOB, x.device), x, x.device, JOB
+    )
     assert right is not None and right < 1e-4
     wrong = accuracy.max_error(
-        Prepared(step, lambda: 1.01 * step(), None), targets.stock_model(JOB, x.device), x, JOB
+        Prepared(step, lambda: 1.01 * step(), None), targets.stock_model(JOB, x.device), x, x.device, JOB
     )
     assert wrong == pytest.approx(0.01, rel=0.05)
     assert accuracy.relative_error(torch.tensor([float("nan")]), torch.ones(1)) == float("inf")

@@ -25,7 +25,9 @@ def relative_error(actual: Tensor, truth: Tensor) -> float:
     return ((actual - truth).abs().max() / truth.abs().max().clamp_min(1e-300)).item()
 
 
-def max_error(prepared: Prepared, truth: nn.Module, x: Tensor, job: Job) -> float | None:
+def max_error(
+    prepared: Prepared, truth: nn.Module, x: Tensor, device: torch.device, job: Job
+) -> float | None:
     """The relative error of the logits (inference) or of the stem's gradient (training).
 
     Training is checked without dropout and stochastic depth, whose random numbers differ between dtypes, and only
@@ -34,13 +36,13 @@ def max_error(prepared: Prepared, truth: nn.Module, x: Tensor, job: Job) -> floa
     truth = truth.double()
     if job.mode == "infer":
         assert prepared.outputs is not None
-        count = min(IMAGES[x.device.type], len(x))
+        count = min(IMAGES[device.type], len(x))
         with torch.inference_mode():
-            wanted = truth(x[:count].double())
+            wanted = truth(x[:count].to(device, torch.float64))
         return relative_error(prepared.outputs()[:count], wanted)
     if prepared.module is None:
         return None
-    few = x[:TRAINING_IMAGES]
+    few = x[:TRAINING_IMAGES].to(device)
     if len(few) < 2:
         return None
     model = copy.deepcopy(prepared.module)
