@@ -21,7 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from effnet_fast import cpu, reference
-from effnet_fast.models.config import VARIANTS, scaled_stages
+from effnet_fast.bench.blocks import network
+from effnet_fast.models.config import VARIANTS
 from effnet_fast.types import Affine
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -49,16 +50,8 @@ class Shape(NamedTuple):
 
 def shapes(model: str) -> Iterator[Shape]:
     """Distinct depthwise shapes in the order the model meets them."""
-    variant = VARIANTS[model]
-    size, seen = math.ceil(variant.resolution / 2), set()
-    for stage in scaled_stages(variant.width_mult, variant.depth_mult):
-        for block in range(stage.repeats):
-            channels = int((stage.in_channels if block == 0 else stage.out_channels) * stage.expand_ratio)
-            shape = Shape(channels, size, stage.kernel_size, stage.stride if block == 0 else 1)
-            size = shape.out_size
-            if shape not in seen:
-                seen.add(shape)
-                yield shape
+    found = (Shape(b.channels, b.size, b.kernel_size, b.stride) for b in network(model).blocks)
+    yield from dict.fromkeys(found)
 
 
 def providers(shape: Shape, dtype: torch.dtype, inductor: bool) -> dict[str, Callable[[], object]]:
