@@ -71,7 +71,7 @@ py::dict plan_facts(const PlannerRequest& r, const DepthwisePlan& p, const Devic
 py::list depthwise_plans(std::array<int64_t, 4> shape, int kernel, int stride, std::array<int, 4> padding, int element,
                          bool backward, int roles, bool has_z, std::array<int, 3> device, bool best) {
   PlannerRequest r{};
-  r.shape.batch = shape[0];
+  r.shape.batch = static_cast<int>(shape[0]);
   r.shape.channels = static_cast<int>(shape[1]);
   r.shape.height = static_cast<int>(shape[2]);
   r.shape.width = static_cast<int>(shape[3]);

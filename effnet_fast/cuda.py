@@ -47,7 +47,10 @@ def can_run(op: str, device: torch.device, dtype: torch.dtype, **facts: Any) -> 
     if capability < _OLDEST:
         return False, f"it needs compute capability 7.5, and {device} has {capability[0]}.{capability[1]}"
     if dtype == torch.bfloat16 and capability < (8, 0):
-        return False, f"bfloat16 needs compute capability 8.0, and {device} has {capability[0]}.{capability[1]}"
+        return (
+            False,
+            f"bfloat16 needs compute capability 8.0, and {device} has {capability[0]}.{capability[1]}",
+        )
     return True, ""
 
 

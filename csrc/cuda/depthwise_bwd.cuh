@@ -32,8 +32,7 @@ struct BackwardBlock {
   int first_dz, first_x;     // columns at the left end of the shared rows
   int dz_offset, x_offset;  // from there to wgrad's first column of dz, and to dgrad's first column of x
   int dz_width, x_width;
-  int64_t first_image;
-  int images;
+  int first_image, images;
   T* raw;         // [kSlots][dy: dz_width | z: dz_width | x: kStride * x_width][channels]
   float* active;  // [2][dz: groups * dz_width | a: kStride * groups * x_width][32]
   float* vectors;
@@ -62,7 +61,7 @@ struct BackwardBlock {
     dz_width = backward_dz_width(p.shape, p.plan);
     x_width = backward_x_width(p.shape, p.plan);
     first_image = tile.image_block * p.plan.images;
-    images = static_cast<int>(min(static_cast<int64_t>(p.plan.images), p.shape.batch - first_image));
+    images = min(p.plan.images, p.shape.batch - first_image);
     raw = reinterpret_cast<T*>(dynamic_shared());
     active = reinterpret_cast<float*>(raw + kSlots * raw_slot());
     vectors = active + 2 * active_buffer();
@@ -155,7 +154,7 @@ struct BackwardBlock {
     const int z = dz_width * block_channels;
     const bool has_z = p.z != nullptr;
     with_activation(p.act, [&](auto act) {
-#pragma unroll 2
+#pragma unroll 1
       for (int i = worker; i < dz_width; i += workers) {
         float2 value = pair(0.0f);
         if (static_cast<unsigned>(first_dz + i) < static_cast<unsigned>(p.shape.out_width)) {
@@ -175,7 +174,7 @@ struct BackwardBlock {
   __device__ void activate_x(const T* from, float* to) const {
     const float2 scale = vector(kInScale), shift = vector(kInShift);
     with_activation(p.in_act, [&](auto act) {
-#pragma unroll 2
+#pragma unroll 1
       for (int i = worker; i < x_width; i += workers) {
         float2 value = pair(0.0f);
         if (static_cast<unsigned>(first_x + i) < static_cast<unsigned>(p.shape.width)) {
@@ -224,7 +223,7 @@ struct DgradRole {
 #pragma unroll
     for (int part = 0; part < Traits::kStride; ++part) {
       if (!block.x_exists(at.step, part)) continue;
-      const int64_t row = (block.first_image + at.image) * s.height + block.x_row(at.step, part);
+      const int64_t row = static_cast<int64_t>(block.first_image + at.image) * s.height + block.x_row(at.step, part);
       const int64_t offset = (row * s.width + first_column) * s.channels + block.seat.channel;
       if (block.p.sums != nullptr) {
         activation_backward(part, slot);
@@ -343,35 +342,26 @@ __device__ __forceinline__ void run_backward(BackwardBlock<Traits>& block, Role&
   constexpr int kStages = kBackwardStages;
   constexpr int kSlots = BackwardBlock<Traits>::kSlots;
   Cursor now(block.steps);
-  Cursor next = now, ahead = now;
-  for (int stage = 0; stage < kStages; ++stage) {
-    block.fetch(ahead, stage);
-    ahead.advance();
-  }
+  for (int stage = 0; stage < kStages; ++stage) block.fetch(now.after(stage), stage);
   block.load_vectors();
   __pipeline_wait_prior(kStages - 1);
   block_barrier();
-  block.activate(next, 0, 0);
-  next.advance();
+  block.activate(now, 0, 0);
   __pipeline_wait_prior(kStages - 2);
   block_barrier();
 
-  int slot = 0, phase = 0;
-  for (int buffer = 0; now.image < block.images; buffer ^= 1) {
-    const int next_slot = slot + 1 == kSlots ? 0 : slot + 1;
-    block.activate(next, next_slot, buffer ^ 1);
-    next.advance();
-    const float* active = block.active + buffer * block.active_buffer();
+  int phase = 0;
+  for (int count = 0; now.image < block.images; ++count) {
+    block.activate(now.after(1), (count + 1) % kSlots, (count + 1) % 2);
+    const float* active = block.active + count % 2 * block.active_buffer();
     with_phase<Traits::kBackwardPhases>(phase, [&](auto at) { role.template step<at()>(now, active); });
-    role.complete(now, slot);
+    role.complete(now, count % kSlots);
     // The slot before this one: dgrad has read its row of x a step ago.
-    block.fetch(ahead, slot == 0 ? kSlots - 1 : slot - 1);
-    ahead.advance();
+    block.fetch(now.after(kStages), (count + kStages) % kSlots);
     __pipeline_wait_prior(kStages - 2);
     block_barrier();
-    slot = next_slot;
     phase = now.step + 1 == now.steps || phase + 1 == Traits::kBackwardPhases ? 0 : phase + 1;
-    now.advance();
+    now = now.after(1);
   }
 
   const DepthwiseBackwardParams& p = block.p;
@@ -392,7 +382,7 @@ __device__ __forceinline__ void run_backward(BackwardBlock<Traits>& block, Role&
 }
 
 template <class Traits>
-__global__ void __launch_bounds__(kBackwardMaxThreads, Traits::kBackwardBlocks)
+__global__ void __launch_bounds__(Traits::kBackwardThreads, Traits::kBackwardBlocks)
     depthwise_bwd_kernel(const __grid_constant__ DepthwiseBackwardParams p) {
   const int role = threadIdx.x / p.plan.threads_per_role();
   BackwardBlock<Traits> block(p, role);

@@ -87,8 +87,8 @@ __global__ void __launch_bounds__(kForwardMaxThreads, Traits::kForwardBlocks)
   const int columns = strip_columns(tile_columns, seat.strip, Traits::kColumns);
   const int first_row = out_row * Traits::kStride - s.top;
   const int first_column = tile.column_tile * p.plan.strips * Traits::kColumns * Traits::kStride - s.left;
-  const int64_t first_image = tile.image_block * p.plan.images;
-  const int images = static_cast<int>(min(static_cast<int64_t>(p.plan.images), s.batch - first_image));
+  const int first_image = tile.image_block * p.plan.images;
+  const int images = min(p.plan.images, s.batch - first_image);
 
   const int width = forward_width(s, p.plan);
   const int raw_row = width * block_channels;
@@ -107,7 +107,7 @@ __global__ void __launch_bounds__(kForwardMaxThreads, Traits::kForwardBlocks)
   const auto exists = [&](int step) { return static_cast<unsigned>(first_row + step) < static_cast<unsigned>(s.height); };
   const auto fetch = [&](const Cursor& at, int slot) {
     if (at.image < images && exists(at.step)) {
-      const T* row = x + ((first_image + at.image) * s.height + first_row + at.step) * row_elements;
+      const T* row = x + (static_cast<int64_t>(first_image + at.image) * s.height + first_row + at.step) * row_elements;
       copy(raw + slot * raw_row, row, first_column, width, s.width, s.channels, block_channels);
     }
     __pipeline_commit();
@@ -133,11 +133,7 @@ __global__ void __launch_bounds__(kForwardMaxThreads, Traits::kForwardBlocks)
   };
 
   Cursor now((rows - 1) * Traits::kStride + Traits::kKernel);
-  Cursor next = now, ahead = now;
-  for (int stage = 0; stage < kStages; ++stage) {
-    fetch(ahead, stage);
-    ahead.advance();
-  }
+  for (int stage = 0; stage < kStages; ++stage) fetch(now.after(stage), stage);
 
   // The weights' latency hides behind the first rows'.
   ForwardThread<Traits> thread;
@@ -154,21 +150,18 @@ __global__ void __launch_bounds__(kForwardMaxThreads, Traits::kForwardBlocks)
 
   __pipeline_wait_prior(kStages - 1);
   __syncthreads();
-  activate_row(next, 0, active);
-  next.advance();
+  activate_row(now, 0, active);
   __pipeline_wait_prior(kStages - 2);
   __syncthreads();
 
   T* y = static_cast<T*>(p.y) + seat.channel;
   const float pool_scale = 1.0f / (static_cast<float>(s.out_height) * static_cast<float>(s.out_width));
-  int slot = 0, phase = 0;
-  for (int buffer = 0; now.image < images; buffer ^= 1) {
-    const int next_slot = slot + 1 == kStages ? 0 : slot + 1;
-    activate_row(next, next_slot, active + (buffer ^ 1) * raw_row);
-    next.advance();
+  int phase = 0;
+  for (int count = 0; now.image < images; ++count) {
+    activate_row(now.after(1), (count + 1) % kStages, active + (count + 1) % 2 * raw_row);
 
     const float* row =
-        active + buffer * raw_row + seat.active(width) + seat.strip * Traits::kColumns * Traits::kStride * kGroupChannels;
+        active + count % 2 * raw_row + seat.active(width) + seat.strip * Traits::kColumns * Traits::kStride * kGroupChannels;
     const bool zeros = !exists(now.step);
     with_phase<Traits::kForwardPhases>(phase, [&](auto at) {
       if (zeros) {
@@ -186,7 +179,7 @@ __global__ void __launch_bounds__(kForwardMaxThreads, Traits::kForwardBlocks)
           thread.out[j] = make_float2(activate_fast<act()>(thread.out[j].x), activate_fast<act()>(thread.out[j].y));
         }
       });
-      const int64_t row_index = (first_image + now.image) * s.out_height + out_row + complete / Traits::kStride;
+      const int64_t row_index = static_cast<int64_t>(first_image + now.image) * s.out_height + out_row + complete / Traits::kStride;
       T* to = y + (row_index * s.out_width + out_column) * s.channels;
 #pragma unroll
       for (int j = 0; j < Traits::kColumns; ++j) {
@@ -202,13 +195,12 @@ __global__ void __launch_bounds__(kForwardMaxThreads, Traits::kForwardBlocks)
 
     const bool image_done = now.step + 1 == now.steps;
     // Everyone activated this slot's row a step ago.
-    fetch(ahead, slot);
-    ahead.advance();
+    fetch(now.after(kStages), count % kStages);
     __pipeline_wait_prior(kStages - 2);
     __syncthreads();
     if (image_done && p.pooled != nullptr) {
-      const int64_t image = first_image + now.image;
-      float* to = p.pooled + (tile.tile(p.plan) * s.batch + image) * s.channels + first_channel;
+      const int64_t row_of_means = static_cast<int64_t>(tile.tile(p.plan)) * s.batch + first_image + now.image;
+      float* to = p.pooled + row_of_means * s.channels + first_channel;
       for (int c = threadIdx.x; c < min(block_channels, s.channels - first_channel); c += blockDim.x) {
         float sum = 0.0f;
         for (int strip = 0; strip < p.plan.strips; ++strip) {
@@ -218,9 +210,8 @@ __global__ void __launch_bounds__(kForwardMaxThreads, Traits::kForwardBlocks)
         to[c] = sum * pool_scale;
       }
     }
-    slot = next_slot;
     phase = image_done || phase + 1 == Traits::kForwardPhases ? 0 : phase + 1;
-    now.advance();
+    now = now.after(1);
   }
 
   if (p.stats != nullptr) {

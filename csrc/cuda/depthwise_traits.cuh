@@ -11,6 +11,13 @@
 
 namespace effnet::cuda {
 
+// Code for compute capability 10 and up needs a few registers more than the 96 that a fifth block leaves.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+constexpr int kForwardBlocks3x3 = 4;
+#else
+constexpr int kForwardBlocks3x3 = 5;
+#endif
+
 template <class T, int kKernelSize, int kStrideSize>
 struct DepthwiseTraits {
   using Element = T;
@@ -30,14 +37,17 @@ struct DepthwiseTraits {
   static constexpr int kHalo = (kKernel - 1) / kStride;
   static constexpr int kInputWidth = (kDzColumns - 1) * kStride + kKernel;
   static constexpr int kVector = 16 / static_cast<int>(sizeof(T));
-  // 7x7 holds 98 weights a thread and takes the registers of a whole multiprocessor partition.
-  static constexpr int kForwardBlocks = kKernel == 3 ? 5 : kKernel == 5 ? 3 : 2;
-  static constexpr int kBackwardBlocks = 1;
+  // Blocks a multiprocessor must have room for: as many as leave every template its registers without spilling.
+  static constexpr int kForwardBlocks = kKernel == 3 ? kForwardBlocks3x3 : kKernel == 5 ? 3 : 2;
+  static constexpr int kBackwardThreads = backward_max_threads(kKernel, kStride);
+  static constexpr int kBackwardBlocks = 2;
 
   static_assert(kKernel == 3 || kKernel == 5 || kKernel == 7, "kernel sizes of the MBConv family");
   static_assert(kStride == 1 || kStride == 2, "strides of the MBConv family");
   static_assert(kColumns % kStride == 0, "a strip of x must be whole columns of dz");
   static_assert(kGroupChannels % kVector == 0, "a group must be whole 16-byte pieces");
+  static_assert((kForwardStages & (kForwardStages - 1)) == 0 && (kBackwardStages & (kBackwardStages + 1)) == 0,
+                "slots of the raw rings are counted by a mask");
   static_assert(kForwardStages >= 3 && kBackwardStages >= 3, "one row being read, one complete, one in flight");
 };
 
@@ -64,7 +74,7 @@ struct Seat {
 // Which tile of the work a block has.
 struct Tile {
   int channel_block, column_tile, band;
-  int64_t image_block;
+  int image_block;
 
   __device__ Tile(const DepthwisePlan& plan, int64_t block) {
     // Channel blocks are neighbours in time: they share lines of memory.
@@ -73,27 +83,31 @@ struct Tile {
     column_tile = static_cast<int>(block % plan.column_tiles);
     block /= plan.column_tiles;
     band = static_cast<int>(block % plan.bands);
-    image_block = block / plan.bands;
+    image_block = static_cast<int>(block / plan.bands);
   }
 
   __device__ int tile(const DepthwisePlan& plan) const { return band * plan.column_tiles + column_tile; }
   __device__ int64_t partial_row(const DepthwisePlan& plan) const {
-    return image_block * plan.tiles() + tile(plan);
+    return static_cast<int64_t>(image_block) * plan.tiles() + tile(plan);
   }
 };
 
-// Walks the rows of all images of a block as one sequence, for whoever is at another row than the others.
+// A place in the sequence of all rows of a block's images. Whoever works ahead of the stencil derives its place from the stencil's:
+// registers are dearer than these few instructions.
 struct Cursor {
   int steps;  // rows an image
   int step = 0;
   int image = 0;
 
   __device__ explicit Cursor(int steps) : steps(steps) {}
-  __device__ void advance() {
-    if (++step == steps) {
-      step = 0;
-      ++image;
+  __device__ Cursor after(int count) const {
+    Cursor later = *this;
+    later.step += count;
+    while (later.step >= steps) {
+      later.step -= steps;
+      ++later.image;
     }
+    return later;
   }
 };
 
@@ -120,6 +134,7 @@ struct RowCopy {
   __device__ void operator()(T* shared, const T* row, int first, int width, int columns, int64_t row_channels,
                              int block_channels) const {
     if (valid == 0) return;
+#pragma unroll 1
     for (int i = pixel; i < width; i += pixel_step) {
       const int column = first + i;
       if (static_cast<unsigned>(column) >= static_cast<unsigned>(columns)) continue;
@@ -128,6 +143,7 @@ struct RowCopy {
       if (vectors) {
         __pipeline_memcpy_async(to, from, 16);
       } else {
+#pragma unroll 1
         for (int v = 0; v < valid; ++v) to[v] = from[v];
       }
     }

@@ -20,16 +20,19 @@ constexpr int kGroupChannels = 2 * kLanes;
 constexpr int kForwardStages = 4;
 constexpr int kBackwardStages = 3;
 constexpr int kForwardMaxThreads = 128;
-constexpr int kBackwardMaxThreads = 256;
 // Vectors over the channels that the backward keeps in shared memory.
 constexpr int kBackwardVectors = 9;
 
 // Output columns of a thread in the forward, and columns of x (stride 1: of dz too) in the backward.
 EFFNET_PLANNER int columns_per_thread(int kernel) { return kernel == 7 ? 2 : 4; }
+// The larger the kernel, the more registers a thread needs: fewer threads let two blocks share a multiprocessor.
+EFFNET_PLANNER int backward_max_threads(int kernel, int stride) {
+  return kernel == 3 || (kernel == 5 && stride == 1) ? 192 : 128;
+}
 EFFNET_PLANNER int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
 struct DepthwiseShape {
-  int64_t batch;
+  int batch;
   int height, width, channels;
   int out_height, out_width;
   int kernel, stride;
@@ -39,11 +42,10 @@ struct DepthwiseShape {
 // A block works on `images` images, `rows` rows, `strips` strips of columns and `groups` groups of channels.
 struct DepthwisePlan {
   int strips, groups, rows, images;
-  int column_tiles, bands, channel_blocks;
-  int64_t image_blocks;
+  int column_tiles, bands, channel_blocks, image_blocks;
 
   EFFNET_PLANNER int threads_per_role() const { return kLanes * strips * groups; }
-  EFFNET_PLANNER int64_t partial_rows() const { return image_blocks * bands * column_tiles; }
+  EFFNET_PLANNER int64_t partial_rows() const { return static_cast<int64_t>(image_blocks) * bands * column_tiles; }
   EFFNET_PLANNER int64_t blocks() const { return partial_rows() * channel_blocks; }
   EFFNET_PLANNER int tiles() const { return bands * column_tiles; }
 };
@@ -118,7 +120,8 @@ inline double predicted_time(const PlannerRequest& r, const DepthwisePlan& p, co
   const DepthwiseShape& s = r.shape;
   const double taps = s.kernel * s.kernel;
   const int threads = p.threads_per_role() * r.roles;
-  const int registers = s.kernel == 3 ? 80 : s.kernel == 5 ? 128 : 208;
+  const int by_size = s.kernel == 3 ? 96 : s.kernel == 5 ? 168 : 232;
+  const int registers = !r.backward ? by_size : 65536 / (2 * backward_max_threads(s.kernel, s.stride));
   const double shared = static_cast<double>(r.backward ? backward_shared_bytes(s, p, r.element, r.has_z)
                                                        : forward_shared_bytes(s, p, r.element));
   const int warps = ceil_div(threads, 32);
@@ -164,7 +167,7 @@ inline DepthwisePlan make_plan(const PlannerRequest& r, int strips, int groups, 
   p.column_tiles = ceil_div(ceil_div(domain.columns, domain.columns_per_strip), strips);
   p.bands = ceil_div(domain.rows, p.rows);
   p.channel_blocks = ceil_div(r.shape.channels, groups * kGroupChannels);
-  p.image_blocks = (r.shape.batch + images - 1) / images;
+  p.image_blocks = ceil_div(r.shape.batch, images);
   return p;
 }
 
@@ -172,7 +175,7 @@ inline DepthwisePlan make_plan(const PlannerRequest& r, int strips, int groups, 
 template <class Visit>
 void for_each_plan(const PlannerRequest& r, const DeviceLimits& d, Visit&& visit) {
   const DepthwiseDomain domain = r.backward ? backward_domain(r.shape) : forward_domain(r.shape);
-  const int max_threads = r.backward ? kBackwardMaxThreads : kForwardMaxThreads;
+  const int max_threads = r.backward ? backward_max_threads(r.shape.kernel, r.shape.stride) : kForwardMaxThreads;
   const int max_pieces = max_threads / (kLanes * r.roles);
   const int all_strips = ceil_div(domain.columns, domain.columns_per_strip);
   const int all_groups = ceil_div(r.shape.channels, kGroupChannels);

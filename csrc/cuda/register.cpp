@@ -41,7 +41,7 @@ DepthwiseShape depthwise_shape(const Checks& checks, const Tensor& x, const Tens
   checks.contiguous(weight, "weight", x.scalar_type(), {x.size(1), 1, kernel, kernel});
 
   DepthwiseShape s{};
-  s.batch = x.size(0);
+  s.batch = checks.size(x.size(0), "x");
   s.channels = checks.size(x.size(1), "x");
   s.height = checks.size(x.size(2), "x");
   s.width = checks.size(x.size(3), "x");
@@ -99,7 +99,7 @@ std::tuple<Tensor, Tensor, Tensor> depthwise_forward_op(const Tensor& x, const T
   p.stats = stats ? floats(moments) : nullptr;
   const cudaStream_t stream = current_stream(x);
   STD_CUDA_CHECK(depthwise_forward(p, type, stream));
-  if (pool && tiles > 1) STD_CUDA_CHECK(merge_rows(p.pooled, floats(pooled), tiles, 1, s.batch * s.channels, stream));
+  if (pool && tiles > 1) STD_CUDA_CHECK(merge_rows(p.pooled, floats(pooled), tiles, 1, static_cast<int64_t>(s.batch) * s.channels, stream));
   return {y, pooled, moments};
 }
 

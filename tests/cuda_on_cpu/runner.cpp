@@ -65,7 +65,7 @@ void check(cudaError_t error, const Case& c) {
 
 DepthwiseShape shape_of(Case& c) {
   DepthwiseShape s{};
-  s.batch = c.integer();
+  s.batch = c.small();
   s.channels = c.small();
   s.height = c.small();
   s.width = c.small();
@@ -105,8 +105,8 @@ std::vector<Buffer> depthwise_forward_case(Case& c) {
   p.scale = c.tensor<float>();
   p.shift = c.tensor<float>();
 
-  const int64_t outputs = p.shape.batch * p.shape.out_height * p.shape.out_width * p.shape.channels;
-  const int64_t vectors = p.shape.batch * p.shape.channels;
+  const int64_t outputs = static_cast<int64_t>(p.shape.batch) * p.shape.out_height * p.shape.out_width * p.shape.channels;
+  const int64_t vectors = static_cast<int64_t>(p.shape.batch) * p.shape.channels;
   std::vector<Buffer> results;
   results.emplace_back(outputs * element_size(type), misalignment);
   results.emplace_back(pool ? vectors * 4 : 0, 0);
@@ -141,7 +141,7 @@ std::vector<Buffer> depthwise_backward_case(Case& c) {
 
   const int64_t taps = static_cast<int64_t>(p.shape.kernel) * p.shape.kernel;
   const int64_t rows = p.plan.partial_rows();
-  const int64_t inputs = p.shape.batch * p.shape.height * p.shape.width * p.shape.channels;
+  const int64_t inputs = static_cast<int64_t>(p.shape.batch) * p.shape.height * p.shape.width * p.shape.channels;
   std::vector<Buffer> results;
   results.emplace_back(need_dx ? inputs * element_size(type) : 0, misalignment);
   results.emplace_back(need_dw ? taps * p.shape.channels * 4 : 0, 0);
