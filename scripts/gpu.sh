@@ -11,7 +11,7 @@
 set -u
 cd "$(dirname "$0")/.."
 
-STAGES="build:70 tests:110 inference:120 training:50 compile:60 shapes:50 profile:15 sanitizer:30 report:15"
+STAGES="build:90 tests:100 inference:115 training:45 compile:60 shapes:50 profile:15 sanitizer:30 report:15"
 TOTAL=540 # seconds for everything, starting Python and killing what hangs included
 
 if [ "${1:-}" = --plan ]; then

@@ -43,16 +43,18 @@ class Process:
 
     def __init__(self, provider: str, device: str) -> None:
         self.provider, self.device = provider, device
-        self.failure = ""
         self._process: subprocess.Popen[bytes] | None = None
+        self._greeted = False
 
     def ask(self, patience: float = PATIENCE, **message: Any) -> dict[str, Any]:
         """Send a message and wait for the answer; a process that died or hangs is an answer too."""
-        if self._process is None:
-            self._start()
+        self.start()
         self._signal(signal.SIGCONT)
         try:
             self._pipe.send(message)
+            if not self._greeted:
+                # Its first words: it has imported everything and reached the device.
+                self._greeted = self._pipe.poll(PATIENCE) and bool(self._pipe.recv())
             if self._pipe.poll(patience):
                 return self._pipe.recv()
             reason = f"no answer within {patience:.0f} s"
@@ -74,7 +76,10 @@ class Process:
             self._errors.close()
             self._process = None
 
-    def _start(self) -> None:
+    def start(self) -> None:
+        """Start it, if it does not run, without waiting until it is ready."""
+        if self._process is not None:
+            return
         ours, theirs = Pipe()
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the process)
         command = [sys.executable, "-m", "effnet_fast.bench.worker", self.provider, self.device]
@@ -87,10 +92,7 @@ class Process:
             start_new_session=True,
         )
         theirs.close()
-        self._pipe = ours
-        if ours.poll(PATIENCE):
-            with contextlib.suppress(EOFError):
-                ours.recv()
+        self._pipe, self._greeted = ours, False
 
     def _signal(self, number: int) -> None:
         if self._process is not None and self._process.poll() is None:
@@ -130,7 +132,7 @@ class Sweep:
         """Measure everything; ``finished`` is called with each row."""
         with self._processes() as processes:
             for dtype in dict.fromkeys(job.dtype for job in self.plan.jobs):
-                self._measure_rates(dtype)
+                self._measure_rates(processes[0], dtype)
             for job in self.plan.jobs:
                 measure = self._take_turns if self.plan.device == "cpu" else self._one_by_one
                 measure(job, processes, finished)
@@ -140,16 +142,17 @@ class Sweep:
     def _processes(self) -> Iterator[list[Process]]:
         processes = [Process(provider, self.plan.device) for provider in self.plan.providers]
         try:
+            # On CUDA all at once, because importing torch takes seconds. On the CPU that would disturb the first.
+            for process in processes if self.plan.device != "cpu" else ():
+                process.start()
             yield processes
         finally:
             for process in processes:
                 process.close()
             self.data["environment"]["load_after"] = round(os.getloadavg()[0], 1)
 
-    def _measure_rates(self, dtype: str) -> None:
-        process = Process("eager", self.plan.device)
+    def _measure_rates(self, process: Process, dtype: str) -> None:
         answer = process.ask(do="rates", dtype=dtype)
-        process.close()
         if answer["status"] != "ok":
             return
         facts = self.data["environment"]

@@ -32,6 +32,7 @@ class Worker:
         self.provider, self.device = provider, torch.device(device)
         self.clock = timing.Clock(self.device)
         self.prepared: Prepared | None = None
+        torch.zeros(1, device=self.device)
         self.memory_before = resident_mb()
 
     def answer(self, message: dict[str, Any]) -> dict[str, Any]:
@@ -72,7 +73,9 @@ class Worker:
     def do_release(self) -> dict[str, Any]:
         """Forget the job and its memory."""
         self.prepared = None
-        torch.compiler.reset()
+        # Otherwise resetting would import the compiler first.
+        if "torch._dynamo" in sys.modules:
+            torch.compiler.reset()
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
