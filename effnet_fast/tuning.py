@@ -1,7 +1,7 @@
 """Which tile configuration a Triton kernel is launched with: forced, tuned by the user, or from the table.
 
 Order: :func:`force` (tests, tuning) > the user's cache > ``kernels/configs.py``. The cache is a JSON file per GPU
-in ``$EFFNET_FAST_CACHE/tuned`` or ``~/.cache/effnet_fast/tuned``, written by :func:`tune`.
+in ``$EFFNET_FAST_CACHE/tuned`` or ``~/.cache/effnet_fast/tuned``, written by :func:`effnet_fast.tuner.tune`.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from .errors import EffnetFastError
 from .kernels import configs
 from .kernels.configs import Config
 
-_forced: dict[str, Config] = {}
+_forced: dict[str, Config | None] = {}
+_watchers: list[set[tuple[str, int]]] = []
 _chosen: dict[tuple[object, ...], Config | None] = {}
-_tuned: dict[str, dict[str, Config]] = {}
+_tuned: dict[str, dict[str, Config | None]] = {}
 
 
 def cache_folder() -> Path:
@@ -47,6 +48,8 @@ def find(kernel: str, dtype: torch.dtype, device: torch.device, size: int = 0) -
         kernel: a key of ``configs.TABLE``.
         size: the channel count that decides the shape class (0 where there are no classes).
     """
+    for seen in _watchers:
+        seen.add((kernel, size))
     if kernel in _forced:
         return _forced[kernel]
     key = (kernel, dtype, device, size)
@@ -60,8 +63,8 @@ def _choose(kernel: str, dtype: torch.dtype, device: torch.device, size: int) ->
     candidates = configs.rows(kernel, dtype, architecture(device), klass)
     block = configs.MUST_HOLD.get(kernel)
     candidates = [c for c in candidates if block is None or c[block] >= size]
-    tuned = _read(device).get(entry_key(kernel, dtype, klass))
-    if tuned in candidates:
+    tuned = _read(device).get(entry_key(kernel, dtype, klass), candidates[0] if candidates else None)
+    if tuned in candidates or (tuned is None and kernel == "pointwise_backward"):
         return tuned
     return candidates[0] if candidates else None
 
@@ -73,7 +76,7 @@ def architecture(device: torch.device) -> str:
     return "sm_{}{}".format(*torch.cuda.get_device_capability(device))
 
 
-def _read(device: torch.device) -> dict[str, Config]:
+def _read(device: torch.device) -> dict[str, Config | None]:
     if device.type != "cuda":
         return {}
     name = torch.cuda.get_device_name(device)
@@ -95,14 +98,26 @@ def forget() -> None:
 
 
 @contextmanager
-def force(kernel: str, config: Config) -> Iterator[None]:
-    """Within the block, launch ``kernel`` with ``config`` whatever the shape."""
-    previous = _forced.get(kernel)
+def force(kernel: str, config: Config | None) -> Iterator[None]:
+    """Within the block, launch ``kernel`` with ``config`` whatever the shape; ``None`` is "do not use it"."""
+    missing = object()
+    previous = _forced.get(kernel, missing)
     _forced[kernel] = config
     try:
         yield
     finally:
-        if previous is None:
-            del _forced[kernel]
-        else:
-            _forced[kernel] = previous
+        del _forced[kernel]
+        if previous is not missing:
+            _forced[kernel] = previous  # type: ignore[assignment]
+
+
+@contextmanager
+def watch() -> Iterator[set[tuple[str, int]]]:
+    """Collect the (kernel, size) pairs that launches ask configurations for."""
+    seen: set[tuple[str, int]] = set()
+    _watchers.append(seen)
+    try:
+        yield seen
+    finally:
+        # By identity: two watchers may have seen the same.
+        _watchers[:] = [other for other in _watchers if other is not seen]

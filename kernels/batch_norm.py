@@ -7,7 +7,7 @@ from torch import Tensor
 from ..types import Affine, BatchNormGrad, BatchNormParamGrad, BatchNormStats, Norm
 from . import batch_norm_kernels
 from .launch import config, launch, vector_like
-from .runtime import PROGRAMS, ceil_div, channel_unit, plan_rows
+from .runtime import ceil_div, channel_unit, per_column, plan_rows
 
 
 def batch_norm_finalize(
@@ -61,11 +61,11 @@ def batch_norm_reduce(
         return z.new_zeros((1, 2, channels), dtype=norm.mean.dtype)
     meta = config("batch_norm_reduce", z)
     segments = (1, n * height * width) if row_scale is None else (n, height * width)
-    plan = plan_rows(*segments, meta["BLOCK_M"], PROGRAMS)
+    tiles = ceil_div(channels, meta["BLOCK_N"])
+    plan = plan_rows(*segments, meta["BLOCK_M"], per_column(tiles))
     sums = vector_like(z, plan.groups, 2, channels)
     vectors = affine or (None, None)
     unit = channel_unit(channels)
-    tiles = ceil_div(channels, meta["BLOCK_N"])
     launch(
         batch_norm_kernels.batch_norm_reduce_kernel,
         plan.groups * tiles,

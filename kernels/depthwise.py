@@ -10,7 +10,7 @@ from torch import Tensor
 from ..types import Affine, BatchNormGrad, ConvGrad, ConvOut, Norm, Padding
 from . import depthwise_kernels
 from .launch import config, empty_image, launch, sum_partials, vector_like
-from .runtime import PROGRAMS, ceil_div, channel_unit, plan_rows
+from .runtime import ceil_div, channel_unit, per_column, plan_rows
 
 
 def depthwise(
@@ -38,11 +38,11 @@ def depthwise(
         return ConvOut(y, pooled, x.new_zeros((1, 3, channels), dtype=torch.float32) if stats else None)
     meta = config("depthwise_fwd", x)
     area = out_height * out_width
-    plan = plan_rows(n, area, meta["BLOCK_M"], PROGRAMS if stats or pool else None)
+    tiles = ceil_div(channels, meta["BLOCK_N"])
+    plan = plan_rows(n, area, meta["BLOCK_M"], per_column(tiles) if stats or pool else None)
     pooled = vector_like(x, n, plan.splits, channels) if pool else None
     partial = vector_like(x, plan.groups, 3, channels) if stats else None
     in_vectors, out_vectors = in_affine or (None, None), affine or (None, None)
-    tiles = ceil_div(channels, meta["BLOCK_N"])
     launch(
         depthwise_kernels.depthwise_fwd_kernel,
         plan.groups * tiles,
@@ -98,14 +98,15 @@ def depthwise_backward(
         n, channels, height, width = x.shape
         dx = empty_image(n, channels, height, width, x)
         meta = config("depthwise_dgrad", x)
-        plan = plan_rows(n, height * width, meta["BLOCK_M"], None if in_affine is None else PROGRAMS)
+        tiles = ceil_div(channels, meta["BLOCK_N"])
+        programs = None if in_affine is None else per_column(tiles)
+        plan = plan_rows(n, height * width, meta["BLOCK_M"], programs)
         inner: tuple[Tensor | None, ...] = (None,) * 4
         if in_affine is not None:
             assert in_norm is not None, "sums over x_hat need in_norm"
             inner = (*in_affine, *in_norm)
             sums = vector_like(x, plan.groups, 2, channels)
             residual_grad = None
-        tiles = ceil_div(channels, meta["BLOCK_N"])
         launch(
             depthwise_kernels.depthwise_dgrad_kernel,
             plan.groups * tiles,
@@ -136,9 +137,8 @@ def _weight_grad(
     meta = config("depthwise_wgrad", x)
     tiles = ceil_div(channels, meta["BLOCK_N"])
     out_height, out_width = dy.shape[2:]
-    # A program per row of taps multiplies the programs, so fewer groups of pixels keep a GPU busy.
-    programs = max(1, PROGRAMS // kernel)
-    plan = plan_rows(n, out_height * out_width, meta["BLOCK_M"], programs)
+    # A program per row of taps.
+    plan = plan_rows(n, out_height * out_width, meta["BLOCK_M"], per_column(tiles * kernel))
     partial = vector_like(x, plan.groups, channels * kernel * kernel)
     launch(
         depthwise_kernels.depthwise_wgrad_kernel,

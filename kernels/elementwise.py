@@ -8,7 +8,7 @@ from torch import Tensor
 from ..types import Affine
 from . import elementwise_kernels
 from .launch import config, empty_image, launch, sum_partials, vector_like
-from .runtime import PROGRAMS, ceil_div, channel_unit, plan_rows
+from .runtime import ceil_div, channel_unit, per_column, plan_rows
 
 
 def affine_pool(z: Tensor, affine: Affine | None, act: str = "none") -> Tensor:
@@ -17,11 +17,11 @@ def affine_pool(z: Tensor, affine: Affine | None, act: str = "none") -> Tensor:
     if z.numel() == 0:
         return z.new_zeros((n, channels), dtype=torch.float32)
     meta = config("affine_pool", z)
-    plan = plan_rows(n, height * width, meta["BLOCK_M"], PROGRAMS)
+    tiles = ceil_div(channels, meta["BLOCK_N"])
+    plan = plan_rows(n, height * width, meta["BLOCK_M"], per_column(tiles))
     pooled = vector_like(z, n, plan.splits, channels)
     vectors = affine or (None, None)
     unit = channel_unit(channels)
-    tiles = ceil_div(channels, meta["BLOCK_N"])
     launch(
         elementwise_kernels.affine_pool_kernel,
         plan.groups * tiles,

@@ -51,7 +51,7 @@ class Report(NamedTuple):
 def compile_launch(launch: Launch, capability: int) -> Report:
     """Compile for an NVIDIA GPU of ``capability`` (90 is sm_90)."""
     names = launch.kernel.arg_names
-    options = {key: launch.meta[key] for key in ("num_warps", "num_stages")}
+    options = {key: launch.meta[key] for key in ("num_warps", "num_stages", "maxnreg") if key in launch.meta}
     options["enable_fp_fusion"] = True
     given = dict(zip(names, launch.arguments, strict=False))
     given.update({key: value for key, value in launch.meta.items() if key in names})

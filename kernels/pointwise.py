@@ -9,7 +9,7 @@ from .. import tuning
 from ..types import Affine, BatchNormGrad, ConvGrad, ConvOut, Norm
 from . import pointwise_backward_kernels, pointwise_kernels
 from .launch import config, empty_image, launch, sum_partials, vector_like
-from .runtime import PROGRAMS, RowPlan, ceil_div, channel_unit, dot_options, plan_rows
+from .runtime import RowPlan, ceil_div, channel_unit, dot_options, per_column, plan_rows
 
 
 def pointwise(
@@ -35,11 +35,12 @@ def pointwise(
         return ConvOut(y, pooled, x.new_zeros((1, 3, cout), dtype=torch.float32) if stats else None)
     meta = config("pointwise_fwd", x, cout)
     by_image = pool or gate is not None or row_scale is not None
-    plan = plan_rows(*_segments(n, area, by_image), meta["BLOCK_M"], PROGRAMS if stats or pool else None)
+    tiles = ceil_div(cout, meta["BLOCK_N"])
+    programs = per_column(tiles) if stats or pool else None
+    plan = plan_rows(*_segments(n, area, by_image), meta["BLOCK_M"], programs)
     pooled = vector_like(x, n, plan.splits, cout) if pool else None
     partial = vector_like(x, plan.groups, 3, cout) if stats else None
     in_vectors, out_vectors = in_affine or (None, None), affine or (None, None)
-    tiles = ceil_div(cout, meta["BLOCK_N"])
     launch(
         pointwise_kernels.pointwise_fwd_kernel,
         plan.groups * tiles,
@@ -143,7 +144,7 @@ def pointwise_backward(
         tiles = ceil_div(cin, meta["BLOCK_N"])
         by_image = with_sums or row_scale is not None
         plan = plan_rows(
-            *_segments(n, height * width, by_image), meta["BLOCK_M"], PROGRAMS if with_sums else None
+            *_segments(n, height * width, by_image), meta["BLOCK_M"], per_column(tiles) if with_sums else None
         )
         sums, _ = _outputs(x, plan, cout, with_sums, False)
         launch(
@@ -171,11 +172,11 @@ def _units(cin: int, cout: int) -> tuple[int, int, int, int]:
 
 
 def _wgrad_programs(x: Tensor, cout: int, cin: int, tiles: int) -> int:
-    """Partial sums of the weight's gradient to write: as many as cost an eighth of the operands' traffic, but
-    at least what keeps a large GPU busy."""
+    """Partial sums of the weight's gradient: as many as add a sixteenth to the operands' traffic (written and read
+    again), but at least what keeps a large GPU busy."""
     rows = x.numel() // cin
-    affordable = rows * 2 * (cout + cin) * x.element_size() // (8 * cout * cin * 4)
-    return min(PROGRAMS, max(affordable, ceil_div(264, tiles)))
+    affordable = rows * 2 * (cout + cin) * x.element_size() // (16 * cout * cin * 2 * 4)
+    return max(1, min(per_column(tiles), max(affordable, ceil_div(264, tiles))))
 
 
 def _outputs(

@@ -34,9 +34,10 @@ OPS = frozenset(
     }
 )
 
-#: Programs a reducing kernel aims at: enough for every multiprocessor of today's GPUs several times over, few
-#: enough that the partial results cost nothing. A constant, so that sums do not depend on the GPU's size.
-PROGRAMS = 1024
+#: Programs a reducing kernel aims at, all column tiles together: enough for every multiprocessor of today's GPUs
+#: several times over, few enough that partial results cost nothing (1.5 MB of statistics at 64 columns a tile). A
+#: constant, so that sums do not depend on the GPU's size.
+PROGRAMS = 2048
 
 
 def can_run(op: str, device: torch.device, dtype: torch.dtype, **facts: Any) -> tuple[bool, str]:
@@ -137,6 +138,11 @@ class RowPlan(NamedTuple):
     def arguments(self) -> tuple[int, int, int, int, int]:
         """In the order in which kernels take them."""
         return (self.segments, self.length, self.splits, self.span, self.per_program)
+
+
+def per_column(tiles: int) -> int:
+    """Programs a reducing kernel gives each of its column tiles."""
+    return max(1, PROGRAMS // tiles)
 
 
 def plan_rows(segments: int, length: int, block: int, programs: int | None = None) -> RowPlan:

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 import torch
+from effnet_fast.kernels.runtime import INTERPRET
 from torch import Tensor
 
 from effnet_fast import reference
-from effnet_fast.kernels.runtime import INTERPRET
 from effnet_fast.testing import assert_accurate
-from effnet_fast.types import Affine, BatchNormGrad, BatchNormStats, Norm
+from effnet_fast.types import Affine, BatchNormGrad, Norm
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 GUARD = 64

@@ -32,7 +32,7 @@ def test_derivative_at_the_kinks(kit, act):
 
 @pytest.mark.parametrize("shape", [(3, 24, 9, 8), (2, 17, 5, 3), (70, 5, 1, 1)])
 def test_elementwise(kit, dtype, shape):
-    n, c, h, w = shape
+    n, c = shape[:2]
     z = kit.image(*shape)
     kit.check("affine_pool", z, kit.affine(c), "silu")
     kit.check("affine_pool", z, None)
