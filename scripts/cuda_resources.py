@@ -23,6 +23,8 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 BUDGETS = ROOT / "csrc" / "cuda" / "budgets.json"
 REGISTERS_OF_A_MULTIPROCESSOR = 65536
+#: From compute capability 9.0 on, CUDA keeps 1 KB of each block's shared memory for itself.
+RESERVED_SHARED_BYTES = 1024
 #: Architectures whose instructions are read; the others' registers and spills are.
 DISASSEMBLED = ("sm_80", "sm_90")
 
@@ -39,7 +41,7 @@ class Kernel(NamedTuple):
     storage: str
     registers: int
     local_bytes: int  # stack, that is, spills
-    shared_bytes: int  # static; the launchers ask for the rest
+    shared_bytes: int  # static, without what the system reserves; the launchers ask for the rest
 
 
 def find_tool(name: str) -> str | None:
@@ -92,6 +94,8 @@ def resources(library: Path) -> list[Kernel]:
             identity := _identify(name)
         ):
             registers, stack, shared = map(int, match.groups())
+            if int(arch[3:]) >= 90:
+                shared -= RESERVED_SHARED_BYTES
             kernels.append(Kernel(arch, *identity, registers, stack, shared))
     return sorted(set(kernels))
 
