@@ -70,8 +70,9 @@ def main() -> None:
             for row in rows[:12]:
                 print(f"{row['us']:10.1f} us {row['calls']:5.1f} x {row['kernel'][:90]}")
             print()
-    if arguments.out:
-        arguments.out.write_text(json.dumps(report, indent=1) + "\n")
+            # After each: the time for all of them may run out.
+            if arguments.out:
+                arguments.out.write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@
 #   scripts/gpu.sh OUT              run all stages, results under OUT
 #   scripts/gpu.sh OUT --rehearse   the same on a machine without a GPU, at tiny sizes
 #   scripts/gpu.sh --plan           the stages and their seconds
+#   ONLY="build shapes" scripts/gpu.sh OUT
 #
 # The most valuable stages come first; each has a time box, into which time saved by earlier ones is added, and
 # leaves its results even if it or a later one fails. PYTHON chooses the interpreter; the package need not be
@@ -109,6 +110,7 @@ export OUT PYTHON SM MODELS_INFER MODELS_TRAIN SIZE DTYPE SHAPES
 SAVED=0
 FAILED=0
 for stage in $STAGES; do
+  case " ${ONLY:-${stage%:*}} " in *" ${stage%:*} "*) ;; *) continue ;; esac
   name=${stage%:*} box=$((${stage#*:} + SAVED))
   left=$((TOTAL - (SECONDS - BEGAN)))
   [ $box -gt $((left - 10)) ] && box=$((left - 10))

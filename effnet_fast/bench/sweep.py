@@ -166,7 +166,7 @@ class Sweep:
 
     def _prepare(self, process: Process, job: Job) -> dict[str, Any]:
         if self._left() <= 0:
-            return {"status": "skipped", "reason": "the time budget was used up"}
+            return {"status": "skipped", "reason": "the time budget was used up", "samples": []}
         answer = process.ask(min(PATIENCE, max(self._left(), 1.0)), do="prepare", job=list(job))
         return {**answer, "samples": []}
 
@@ -180,14 +180,18 @@ class Sweep:
     def _take_turns(
         self, job: Job, processes: list[Process], finished: Callable[[results.Row], None]
     ) -> None:
-        answers = []
-        for process in processes:
-            answers.append(self._prepare(process, job))
-            process.pause()
-        for _ in range(self.plan.rounds):
-            for process, answer in zip(processes, answers, strict=True):
-                self._measure(process, answer)
+        answers: list[dict[str, Any]] = []
+        try:
+            for process in processes:
+                answers.append(self._prepare(process, job))
                 process.pause()
+            for _ in range(self.plan.rounds):
+                for process, answer in zip(processes, answers, strict=True):
+                    self._measure(process, answer)
+                    process.pause()
+        except KeyboardInterrupt:
+            self._keep(job, processes, answers, finished)
+            raise
         for process, answer in zip(processes, answers, strict=True):
             self._finish(process, job, answer, finished)
             process.pause()
@@ -197,16 +201,37 @@ class Sweep:
     ) -> None:
         for process in processes:
             answer = self._prepare(process, job)
-            for _ in range(self.plan.rounds):
-                self._measure(process, answer)
+            try:
+                for _ in range(self.plan.rounds):
+                    self._measure(process, answer)
+            except KeyboardInterrupt:
+                self._keep(job, [process], [answer], finished)
+                raise
             self._finish(process, job, answer, finished)
+
+    def _keep(
+        self,
+        job: Job,
+        processes: list[Process],
+        answers: list[dict[str, Any]],
+        finished: Callable[[results.Row], None],
+    ) -> None:
+        """Rows of what an interrupted job had measured."""
+        for process, answer in zip(processes, answers, strict=False):
+            if answer["samples"] or answer["status"] != "ok":
+                self._add_row(job, process.provider, answer, finished)
 
     def _finish(
         self, process: Process, job: Job, answer: dict[str, Any], finished: Callable[[results.Row], None]
     ) -> None:
         if answer["status"] == "ok":
             process.ask(do="release")
-        row = make_row(job, process.provider, answer)
+        self._add_row(job, process.provider, answer, finished)
+
+    def _add_row(
+        self, job: Job, provider: str, answer: dict[str, Any], finished: Callable[[results.Row], None]
+    ) -> None:
+        row = make_row(job, provider, answer)
         if row["median_ms"] and job.dtype in self._rates:
             row["roofline"] = roofline_fraction(job, row["median_ms"], self._rates[job.dtype])
         self.rows.append(row)
