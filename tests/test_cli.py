@@ -406,3 +406,10 @@ def test_summary_gives_each_reason_once() -> None:
         *[ReportRow(n, "B", "eager", "", "a hook") for n in "bc"],
     ]
     assert summary(Report(rows)) == "1 of 3 blocks fused (cpu); 2 eager: a hook"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
+def test_tune_without_a_gpu_says_so(command: Callable[..., Result]) -> None:
+    code, out, err = command("tune", "--model", "b0")
+    assert code == 2 and not out
+    assert err.startswith("effnet-fast: error: tune: ") and err.count("\n") == 1

@@ -13,7 +13,7 @@ from typing import NoReturn
 
 from ..build import version
 from ..errors import EffnetFastError
-from . import bench, build, classify, demo, info, models, report
+from . import bench, build, classify, demo, info, models, report, tune
 from .output import Output
 
 COMMANDS = {
@@ -24,6 +24,7 @@ COMMANDS = {
     "build": build,
     "bench": bench,
     "report": report,
+    "tune": tune,
 }
 
 
