@@ -5,12 +5,9 @@
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(effnet_fast_native, m) {
-  m.def(
-      "depthwise(Tensor x, Tensor weight, int stride, int[] padding, Tensor? in_scale, Tensor? in_shift, int in_act, "
-      "Tensor? scale, Tensor? shift, int act, bool pool) -> (Tensor, Tensor)");
   m.def("batch_norm_fold(Tensor? weight, Tensor? bias, Tensor mean, Tensor var, float eps) -> Tensor");
   m.def("squeeze_excite(Tensor pooled, Tensor w1, Tensor? b1, Tensor w2, Tensor? b2, int act, int gate_act) -> Tensor");
-  // The CUDA kernels' own: statistics for training, a backward, and the number of a plan (-1: the planner's choice).
+  // `plan` is the number of a plan of the CUDA kernels; -1, all that the CPU takes, leaves the choice to the planner.
   m.def(
       "depthwise_forward(Tensor x, Tensor weight, int stride, int[] padding, Tensor? in_scale, Tensor? in_shift, "
       "int in_act, Tensor? scale, Tensor? shift, int act, bool pool, bool stats, int plan) "
@@ -30,6 +27,17 @@ STABLE_TORCH_LIBRARY(effnet_fast_native, m) {
   m.def(
       "elementwise_(Tensor(a!) x, Tensor? scale, Tensor? shift, int act, Tensor? multiplier, Tensor? residual, "
       "bool pool) -> Tensor");
+  // The CPU's passes over a tensor in training; what they compute is in csrc/cpu/training.h.
+  m.def("channel_stats(Tensor z) -> Tensor");
+  m.def(
+      "batch_norm_reduce(Tensor dy, Tensor z, Tensor mean, Tensor invstd, Tensor? row_scale, Tensor? scale, "
+      "Tensor? shift, int act) -> Tensor");
+  m.def(
+      "batch_norm_input_grad(Tensor dy, Tensor z, Tensor a, Tensor b, Tensor c, Tensor mean, Tensor? row_scale) "
+      "-> Tensor");
+  m.def(
+      "gate_and_norm_sums(Tensor g, Tensor x, Tensor scale, Tensor shift, int act, Tensor mean, Tensor invstd, "
+      "Tensor? gate, bool write) -> (Tensor, Tensor)");
   // Forces an instruction set of the CPU kernels (0 baseline, 1 AVX2, 2 AVX-512, 3 AVX-512 with BF16; negative asks)
   // and returns the one in use.
   m.def("cpu_isa(int requested) -> int");

@@ -134,7 +134,7 @@ def test_build_later_into_the_cache(installed: Path, tmp_path: Path) -> None:
     code = (
         "import torch; from effnet_fast import native;"
         "x = torch.ones(1, 3, 4, 4).to(memory_format=torch.channels_last);"
-        "y, _ = native.ops().depthwise(x, torch.ones(3, 1, 3, 3), 1, [1, 1, 1, 1], None, None, 0, None, None, 0, False);"
+        "y, *_ = native.ops().depthwise_forward(x, torch.ones(3, 1, 3, 3), 1, [1] * 4, None, None, 0, None, None, 0, False, False, -1);"
         "print(native.status('_ops').path, y[0, 0, 1, 1].item(), native.host().build_info()['version'])"
     )
     done = run([installed, "-c", code], tmp_path, **cache)

@@ -27,9 +27,9 @@ DepthwisePlan plan_depthwise(const DepthwiseParams& p) {
 
   const int64_t ring = p.kernel * plan.ring_columns * kChunk;
   const int64_t weights = int64_t{p.kernel} * p.kernel * kChunk;
-  const int64_t affines_and_sum = 5 * kChunk;
+  const int64_t vectors = 7 * kChunk;
   const int64_t row = p.out_width * kChunk;
-  plan.scratch_floats = ring + weights + affines_and_sum + row;
+  plan.scratch_floats = ring + weights + vectors + row;
   return plan;
 }
 

@@ -26,6 +26,8 @@ struct DepthwisePlan {
   int64_t scratch_floats;
   // Sums of y per [image, band, channel] go here when there are several bands and pooling was asked for.
   float* partial_sums;
+  // [batch, bands, 3, channels] (count, mean, M2) of y as stored, or null.
+  float* partial_stats;
 
   int64_t tasks(const DepthwiseParams& p) const { return p.batch * bands * chunks; }
 };

@@ -6,86 +6,13 @@
 #include <algorithm>
 #include <type_traits>
 
-#include "depthwise.h"
-#include "vec.h"
+#include "depthwise_row.h"
+#include "moments.h"
 
 namespace effnet::cpu::EFFNET_ISA {
 namespace {
 
-// Output columns accumulated in registers at once: kMaxColumns accumulators, `kernel` weights and one input fit the 16
-// registers of AVX2 up to 7x7, and eight independent chains hide the latency of a fused multiply-add.
-constexpr int kMaxColumns = 8;
 constexpr int64_t kMinDirectColumns = 28;
-
-// What one output row needs: the input rows inside the image and the weights that go with them. `rows` point at the
-// input column under the first output column's first tap; columns are `column_stride` floats apart.
-struct Taps {
-  int count;
-  int64_t column_stride;
-  const float* rows[7];
-  const float* weights[7];
-  // The input row that comes next, fetched ahead: its pixels are too far apart for the hardware to foresee (32 channels
-  // of 112 x 112: 188 to 120 us). A hint: that it may point outside x at the right edge does no harm.
-  const char* next_row;
-  int64_t next_stride;
-};
-
-template <int kKernel, int kStride, int kColumns>
-inline __attribute__((always_inline)) void convolve_block(const Taps& taps, int64_t column, float* out) {
-  Vec sums[kColumns];
-#pragma GCC unroll 8
-  for (int i = 0; i < kColumns; ++i) sums[i] = Vec(0.0f);
-#pragma GCC unroll 16
-  for (int i = 0; i < kColumns * kStride; ++i) {
-    __builtin_prefetch(taps.next_row + (column * kStride + i) * taps.next_stride, 0, 2);
-  }
-  for (int tap = 0; tap < taps.count; ++tap) {
-    const float* row = taps.rows[tap] + column * kStride * taps.column_stride;
-    Vec weights[kKernel];
-#pragma GCC unroll 8
-    for (int k = 0; k < kKernel; ++k) weights[k] = load(taps.weights[tap] + k * kChunk);
-#pragma GCC unroll 32
-    for (int j = 0; j < (kColumns - 1) * kStride + kKernel; ++j) {
-      Vec x = load(row);
-      keep_in_register(x);
-      row += taps.column_stride;
-#pragma GCC unroll 8
-      for (int i = 0; i < kColumns; ++i) {
-        const int k = j - i * kStride;
-        if (k >= 0 && k < kKernel) sums[i] = multiply_add(x, weights[k], sums[i]);
-      }
-    }
-  }
-#pragma GCC unroll 8
-  for (int i = 0; i < kColumns; ++i) store(out + (column + i) * kLanes, sums[i]);
-}
-
-// Output columns [0, columns) of one row, kLanes channels: out[columns][kLanes].
-template <int kKernel, int kStride>
-void convolve_row(const Taps& taps, int64_t columns, float* out) {
-  const int64_t blocks = (columns + kMaxColumns - 1) / kMaxColumns;
-  int64_t column = 0;
-  for (int64_t block = 0; block < blocks; ++block) {
-    // Nearly equal blocks: 12 columns are 6 + 6 rather than 8 + 4.
-    const int64_t end = (block + 1) * columns / blocks;
-    switch (end - column) {
-#define EFFNET_COLUMNS(n)                                   \
-  case n:                                                   \
-    convolve_block<kKernel, kStride, n>(taps, column, out); \
-    break;
-      EFFNET_COLUMNS(1)
-      EFFNET_COLUMNS(2)
-      EFFNET_COLUMNS(3)
-      EFFNET_COLUMNS(4)
-      EFFNET_COLUMNS(5)
-      EFFNET_COLUMNS(6)
-      EFFNET_COLUMNS(7)
-      EFFNET_COLUMNS(8)
-#undef EFFNET_COLUMNS
-    }
-    column = end;
-  }
-}
 
 // to[columns][kChunk] = act(scale * from + shift), channels at `from_stride` apart per column; lanes past `channels`
 // are computed from zeros and never reach y.
@@ -126,8 +53,6 @@ template <class T>
 using LoadRow = decltype(&load_row<T, Activation::kNone, true>);
 template <class T>
 using StoreRow = decltype(&store_row<T, Activation::kNone>);
-using ConvolveRow = decltype(&convolve_row<3, 1>);
-
 ConvolveRow select_convolve_row(int kernel, int stride) {
   if (stride == 1) return kernel == 3 ? convolve_row<3, 1> : kernel == 5 ? convolve_row<5, 1> : convolve_row<7, 1>;
   return kernel == 3 ? convolve_row<3, 2> : kernel == 5 ? convolve_row<5, 2> : convolve_row<7, 2>;
@@ -160,7 +85,7 @@ void pack_weights(const DepthwiseParams& p, int64_t first_channel, int64_t chann
 
 // Where a thread's scratch memory goes.
 struct Scratch {
-  float *ring, *weights, *in_scale, *in_shift, *scale, *shift, *sums, *row;
+  float *ring, *weights, *in_scale, *in_shift, *scale, *shift, *sums, *mean, *m2, *row;
 
   Scratch(const DepthwiseParams& p, const DepthwisePlan& plan, float* memory) {
     const auto take = [&memory](int64_t floats) {
@@ -175,6 +100,8 @@ struct Scratch {
     scale = take(kChunk);
     shift = take(kChunk);
     sums = take(kChunk);
+    mean = take(kChunk);
+    m2 = take(kChunk);
     row = take(p.out_width * kLanes);
   }
 };
@@ -209,11 +136,21 @@ class Task {
     for (int64_t row = first_row; row < last_row; ++row) {
       const int64_t bottom = std::min(row * p_.stride - p_.pad_top + p_.kernel, p_.height);
       for (; next_input_row < bottom; ++next_input_row) fill_ring(next_input_row);
-      for (int64_t c = 0; c < channels_; c += kLanes) compute_row(row, bottom, c);
+      for (int64_t c = 0; c < channels_; c += kLanes) {
+        compute_row(row, bottom, c);
+        if (plan_.partial_stats != nullptr) add_moments(row, (row - first_row) * p_.out_width, c);
+      }
     }
-    if (p_.pooled == nullptr) return;
-    float* sums = plan_.partial_sums + (image_ * plan_.bands + band_) * p_.channels + first_channel_;
-    for (int64_t c = 0; c < channels_; ++c) sums[c] = scratch_.sums[c];
+    const int64_t unit = image_ * plan_.bands + band_;
+    if (p_.pooled != nullptr) {
+      std::copy_n(scratch_.sums, channels_, plan_.partial_sums + unit * p_.channels + first_channel_);
+    }
+    if (plan_.partial_stats != nullptr) {
+      float* stats = plan_.partial_stats + unit * 3 * p_.channels + first_channel_;
+      std::fill_n(stats, channels_, static_cast<float>((last_row - first_row) * p_.out_width));
+      std::copy_n(scratch_.mean, channels_, stats + p_.channels);
+      std::copy_n(scratch_.m2, channels_, stats + 2 * p_.channels);
+    }
   }
 
  private:
@@ -252,7 +189,7 @@ class Task {
     copy_or_fill(p_.in_shift, 0.0f, scratch_.in_shift);
     copy_or_fill(p_.scale, 1.0f, scratch_.scale);
     copy_or_fill(p_.shift, 0.0f, scratch_.shift);
-    std::memset(scratch_.sums, 0, sizeof(float) * kChunk);
+    for (float* zeroed : {scratch_.sums, scratch_.mean, scratch_.m2}) std::fill_n(zeroed, kChunk, 0.0f);
     // Input columns [0, used_columns) appear in the ring after `left` columns; the others there are zero and stay so.
     const int64_t right = plan_.ring_columns - left_ - used_columns_;
     for (int row = 0; row < p_.kernel; ++row) {
@@ -306,6 +243,13 @@ class Task {
     const Vec sum = store_output_(scratch_.row, p_.out_width, p_.channels, count, load(scratch_.scale + c),
                                   load(scratch_.shift + c), y_ + out_row * p_.out_width * p_.channels + c);
     store(scratch_.sums + c, load(scratch_.sums + c) + sum);
+  }
+
+  // Of the row as stored, so that it is read back, from the nearest cache.
+  void add_moments(int64_t out_row, int64_t before, int64_t c) {
+    const int count = static_cast<int>(std::min<int64_t>(kLanes, channels_ - c));
+    const Moments row = moments_of(y_ + out_row * p_.out_width * p_.channels + c, p_.channels, p_.out_width, count);
+    merge_moments(row, static_cast<float>(before), scratch_.mean + c, scratch_.m2 + c, kLanes);
   }
 
   const DepthwiseParams& p_;

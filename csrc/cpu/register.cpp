@@ -1,95 +1,17 @@
 // The CPU kernels as dispatcher ops: checks, allocation and threads are here, arithmetic is in the *_kernel.cpp files.
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-
 #include <algorithm>
 #include <cmath>
-#include <memory>
-#include <new>
-#include <optional>
 #include <string>
 #include <tuple>
 #include <vector>
 
+#include "checks.h"
 #include "depthwise.h"
 #include "elementwise.h"
 #include "isa.h"
 
 namespace effnet::cpu {
 namespace {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-using OptionalTensor = std::optional<Tensor>;
-using Shape = std::vector<int64_t>;
-
-// One line that names op, argument, what was expected and what came.
-#define EFFNET_CHECK(condition, op, argument, expected, ...) \
-  STD_TORCH_CHECK(condition, "effnet_fast.", op, ": ", argument, ": expected ", expected, ", got ", __VA_ARGS__)
-
-std::string to_text(const Tensor& t) {
-  std::string text = "[";
-  for (int64_t i = 0; i < t.dim(); ++i) text += (i == 0 ? "" : ", ") + std::to_string(t.size(i));
-  return text + "]";
-}
-
-DType check_dtype(const Tensor& t, const char* op, const char* argument) {
-  const ScalarType type = t.scalar_type();
-  EFFNET_CHECK(t.is_cpu(), op, argument, "a CPU tensor", "a tensor on another device");
-  EFFNET_CHECK(type == ScalarType::Float || type == ScalarType::BFloat16, op, argument, "float32 or bfloat16",
-               torch::headeronly::toString(type));
-  return type == ScalarType::Float ? DType::kFloat32 : DType::kBFloat16;
-}
-
-Activation check_activation(int64_t act, const char* op, const char* argument) {
-  EFFNET_CHECK(act >= 0 && act < kActivationCount, op, argument, "an activation number below 7", act);
-  return static_cast<Activation>(act);
-}
-
-void check_shape(const Tensor& t, const Shape& shape, const char* op, const char* argument) {
-  bool same = t.dim() == static_cast<int64_t>(shape.size());
-  std::string expected;
-  for (size_t i = 0; i < shape.size(); ++i) {
-    same = same && t.size(static_cast<int64_t>(i)) == shape[i];
-    expected += (i == 0 ? "" : ", ") + std::to_string(shape[i]);
-  }
-  EFFNET_CHECK(same, op, argument, "shape [" + expected + "]", to_text(t));
-}
-
-// Small fp32 operands (vectors, gates), made dense where they are not; they must outlive the kernel, hence the copy.
-struct Vectors {
-  std::vector<Tensor> kept;
-
-  const float* pointer(const OptionalTensor& t, const Shape& shape, const char* op, const char* argument) {
-    if (!t.has_value()) return nullptr;
-    check_shape(*t, shape, op, argument);
-    EFFNET_CHECK(t->is_cpu() && t->scalar_type() == ScalarType::Float, op, argument, "a float32 CPU tensor",
-                 torch::headeronly::toString(t->scalar_type()));
-    kept.push_back(t->is_contiguous() ? *t : torch::stable::contiguous(*t));
-    return kept.back().const_data_ptr<float>();
-  }
-};
-
-const torch::stable::Device kCpu(torch::headeronly::DeviceType::CPU);
-
-Tensor new_vector(const Shape& shape) { return torch::stable::empty(shape, ScalarType::Float, std::nullopt, kCpu); }
-
-Tensor new_image(const Tensor& like, const Shape& shape) {
-  return torch::stable::empty(shape, like.scalar_type(), std::nullopt, kCpu, std::nullopt,
-                              torch::headeronly::MemoryFormat::ChannelsLast);
-}
-
-bool is_dense_nhwc(const Tensor& t) {
-  const int64_t c = t.size(1), h = t.size(2), w = t.size(3);
-  return (c == 1 || t.stride(1) == 1) && (w == 1 || t.stride(3) == c) && (h == 1 || t.stride(2) == w * c) &&
-         (t.size(0) == 1 || t.stride(0) == h * w * c);
-}
-
-// NHWC with nothing between the elements. contiguous() alone may leave ambiguous strides, which is_dense_nhwc ignores.
-Tensor dense_nhwc(const Tensor& t) {
-  return is_dense_nhwc(t) ? t : torch::stable::contiguous(t, torch::headeronly::MemoryFormat::ChannelsLast);
-}
 
 // pooled[n, c] = sum over bands of partial[n, band, c] / count, always in the same order.
 void merge_sums(const float* partial, int64_t batch, int64_t bands, int64_t channels, int64_t count, float* pooled) {
@@ -105,33 +27,22 @@ void merge_sums(const float* partial, int64_t batch, int64_t bands, int64_t chan
   }
 }
 
-std::tuple<Tensor, Tensor> depthwise(const Tensor& x_in, const Tensor& weight, int64_t stride,
-                                     const std::vector<int64_t>& padding, const OptionalTensor& in_scale,
-                                     const OptionalTensor& in_shift, int64_t in_act, const OptionalTensor& scale,
-                                     const OptionalTensor& shift, int64_t act, bool pool) {
+std::tuple<Tensor, Tensor, Tensor> depthwise(const Tensor& x_in, const Tensor& weight, int64_t stride,
+                                             const std::vector<int64_t>& padding, const OptionalTensor& in_scale,
+                                             const OptionalTensor& in_shift, int64_t in_act,
+                                             const OptionalTensor& scale, const OptionalTensor& shift, int64_t act,
+                                             bool pool, bool stats, int64_t plan_number) {
   constexpr const char* op = "depthwise";
+  EFFNET_CHECK(plan_number == -1, op, "plan", "-1 (the CPU has one plan a shape)", plan_number);
   EFFNET_CHECK(x_in.dim() == 4, op, "x", "rank 4 [N, C, H, W]", to_text(x_in));
   DepthwiseParams p{};
   p.dtype = check_dtype(x_in, op, "x");
   p.weight_dtype = check_dtype(weight, op, "weight");
   p.batch = x_in.size(0), p.channels = x_in.size(1), p.height = x_in.size(2), p.width = x_in.size(3);
-  EFFNET_CHECK(weight.dim() == 4, op, "weight", "rank 4 [C, 1, k, k]", to_text(weight));
-  p.kernel = static_cast<int32_t>(weight.size(2));
-  EFFNET_CHECK(p.kernel == 3 || p.kernel == 5 || p.kernel == 7, op, "weight", "kernel size 3, 5 or 7", p.kernel);
-  check_shape(weight, {p.channels, 1, p.kernel, p.kernel}, op, "weight");
-  EFFNET_CHECK(stride == 1 || stride == 2, op, "stride", "1 or 2", stride);
-  p.stride = static_cast<int32_t>(stride);
-  EFFNET_CHECK(padding.size() == 4, op, "padding", "4 numbers (left, right, top, bottom)", padding.size());
-  EFFNET_CHECK(*std::min_element(padding.begin(), padding.end()) >= 0, op, "padding", "numbers >= 0",
-               *std::min_element(padding.begin(), padding.end()));
+  const StencilShape shape = check_stencil(op, x_in, weight, stride, padding);
+  p.kernel = shape.kernel, p.stride = static_cast<int32_t>(stride);
+  p.out_height = shape.out_height, p.out_width = shape.out_width;
   p.pad_left = padding[0], p.pad_top = padding[2];
-  const int64_t padded_width = p.width + padding[0] + padding[1];
-  const int64_t padded_height = p.height + padding[2] + padding[3];
-  EFFNET_CHECK(padded_width >= p.kernel && padded_height >= p.kernel, op, "x",
-               "at least the kernel's " + std::to_string(p.kernel) + " rows and columns after padding",
-               std::to_string(padded_height) + " x " + std::to_string(padded_width));
-  p.out_width = (padded_width - p.kernel) / stride + 1;
-  p.out_height = (padded_height - p.kernel) / stride + 1;
   p.in_act = check_activation(in_act, op, "in_act");
   p.act = check_activation(act, op, "act");
 
@@ -159,21 +70,14 @@ std::tuple<Tensor, Tensor> depthwise(const Tensor& x_in, const Tensor& weight, i
     p.pooled = pooled.mutable_data_ptr<float>();
     plan.partial_sums = partial.mutable_data_ptr<float>();
   }
+  Tensor moments = new_vector(stats ? Shape{p.batch * plan.bands, 3, p.channels} : Shape{0});
+  if (stats) plan.partial_stats = moments.mutable_data_ptr<float>();
   const auto kernel = EFFNET_SELECT_ISA(depthwise_tasks);
   torch::stable::parallel_for(0, plan.tasks(p), 1, [&](int64_t begin, int64_t end) {
-    // A thread keeps its scratch memory from call to call: fresh pages would cost more than the convolution.
-    thread_local std::unique_ptr<float[], void (*)(float*)> memory(
-        nullptr, [](float* owned) { ::operator delete[](owned, std::align_val_t{64}); });
-    thread_local int64_t floats = 0;
-    if (floats < plan.scratch_floats) {
-      memory.reset(static_cast<float*>(
-          ::operator new[](sizeof(float) * static_cast<size_t>(plan.scratch_floats), std::align_val_t{64})));
-      floats = plan.scratch_floats;
-    }
-    kernel(p, plan, begin, end, memory.get());
+    kernel(p, plan, begin, end, thread_scratch(plan.scratch_floats));
   });
   if (pool) merge_sums(plan.partial_sums, p.batch, plan.bands, p.channels, p.out_height * p.out_width, p.pooled);
-  return {y, pooled};
+  return {y, pooled, moments};
 }
 
 // act(scale * x + shift) * multiplier + residual into `y`: x itself, a tensor to be made, or nowhere.
@@ -303,7 +207,7 @@ int64_t cpu_isa(int64_t requested) {
 }  // namespace effnet::cpu
 
 STABLE_TORCH_LIBRARY_IMPL(effnet_fast_native, CPU, m) {
-  m.impl("depthwise", TORCH_BOX(&effnet::cpu::depthwise));
+  m.impl("depthwise_forward", TORCH_BOX(&effnet::cpu::depthwise));
   m.impl("elementwise", TORCH_BOX(&effnet::cpu::elementwise));
   m.impl("elementwise_", TORCH_BOX(&effnet::cpu::elementwise_in_place));
   m.impl("squeeze_excite", TORCH_BOX(&effnet::cpu::squeeze_excite));

@@ -1,0 +1,192 @@
+// Channel sums of training, tile by tile, and the elementwise formula of BatchNorm's backward; compiled once per
+// instruction set.
+#include "moments.h"
+#include "training.h"
+#include "vec_grad.h"
+
+namespace effnet::cpu::EFFNET_ISA {
+namespace {
+
+// Where one task reads and writes.
+template <class T>
+struct Band {
+  const T* dy;
+  const T* z;
+  T* out;
+  const float* gate;
+  Vec row_scale;
+  int64_t first_row, last_row;
+
+  Band(const TrainingParams& p, int64_t task) {
+    const int64_t image = task / p.plan.bands;
+    const int64_t offset = image * p.rows * p.channels;
+    dy = p.dy == nullptr ? nullptr : static_cast<const T*>(p.dy) + offset;
+    z = static_cast<const T*>(p.z) + offset;
+    out = p.out == nullptr ? nullptr : static_cast<T*>(p.out) + offset;
+    gate = p.gate == nullptr ? nullptr : p.gate + image * p.channels;
+    row_scale = Vec(p.row_scale == nullptr ? 1.0f : p.row_scale[image]);
+    first_row = task % p.plan.bands * p.plan.band_rows;
+    last_row = std::min(first_row + p.plan.band_rows, p.rows);
+  }
+};
+
+inline int lanes_left(int64_t all, int64_t c) { return all - c < kLanes ? static_cast<int>(all - c) : kLanes; }
+
+inline Vec vector_or(const float* from, int64_t c, int count, float otherwise) {
+  return from == nullptr ? Vec(otherwise) : load_lanes(from + c, count);
+}
+
+// Channels are walked through across rows that lie far apart, which the hardware does not foresee. A hint: that it may
+// point past the tensor does no harm.
+template <class T>
+inline void fetch_ahead(const T* from) {
+  __builtin_prefetch(from + 2 * kLanes);
+}
+
+// sums[i] = sum over rows [row, end) of what add(sums, row) adds: few rows at a time, because the error of a running
+// sum grows with its length.
+template <int kParts, class F>
+inline void sum_rows(int64_t row, int64_t end, Vec (&sums)[kParts], F add) {
+  constexpr int64_t kBlock = 16;
+  for (Vec& sum : sums) sum = Vec(0.0f);
+  while (row < end) {
+    Vec block[kParts];
+    for (Vec& sum : block) sum = Vec(0.0f);
+    for (const int64_t stop = std::min(row + kBlock, end); row < stop; ++row) add(block, row);
+    for (int i = 0; i < kParts; ++i) sums[i] = sums[i] + block[i];
+  }
+}
+
+// f(first row, last row, channel, lanes) for every tile and vector of channels of the band.
+template <class F>
+inline void for_tiles(int64_t first_row, int64_t last_row, int64_t channels, F f) {
+  for (int64_t tile = first_row; tile < last_row; tile += kTileRows) {
+    const int64_t end = std::min(tile + kTileRows, last_row);
+    for (int64_t c = 0; c < channels; c += kLanes) f(tile, end, c, lanes_left(channels, c));
+  }
+}
+
+template <int kParts>
+inline void add_sums(const Vec (&sums)[kParts], float* partial, int64_t channels, int64_t c, int count) {
+  for (int i = 0; i < kParts; ++i) {
+    float* to = partial + i * channels + c;
+    store_lanes(to, load_lanes(to, count) + sums[i], count);
+  }
+}
+
+template <class T>
+void channel_stats(const TrainingParams& p, int64_t task) {
+  const Band<T> band(p, task);
+  float* partial = p.partial + task * 3 * p.channels;
+  std::fill_n(partial, p.channels, static_cast<float>(band.last_row - band.first_row));
+  std::fill_n(partial + p.channels, 2 * p.channels, 0.0f);
+  for_tiles(band.first_row, band.last_row, p.channels, [&](int64_t row, int64_t end, int64_t c, int count) {
+    const Moments tile = moments_of(band.z + row * p.channels + c, p.channels, end - row, count);
+    merge_moments(tile, static_cast<float>(row - band.first_row), partial + p.channels + c,
+                  partial + 2 * p.channels + c, count);
+  });
+}
+
+template <class T, Activation kAct>
+void batch_norm_reduce(const TrainingParams& p, int64_t task) {
+  const Band<T> band(p, task);
+  float* partial = p.partial + task * 2 * p.channels;
+  std::fill_n(partial, 2 * p.channels, 0.0f);
+  for_tiles(band.first_row, band.last_row, p.channels, [&](int64_t first, int64_t end, int64_t c, int count) {
+    const Vec mean = load_lanes(p.mean + c, count), invstd = load_lanes(p.invstd + c, count);
+    const Vec scale = vector_or(p.scale, c, count, 1.0f), shift = vector_or(p.shift, c, count, 0.0f);
+    Vec total[2];
+    sum_rows(first, end, total, [&](Vec(&sums)[2], int64_t row) {
+      const int64_t at = row * p.channels + c;
+      fetch_ahead(band.dy + at);
+      fetch_ahead(band.z + at);
+      const Vec z = load_lanes(band.z + at, count);
+      Vec g = load_lanes(band.dy + at, count) * band.row_scale;
+      if constexpr (kAct != Activation::kNone) g = g * activate_grad<kAct>(multiply_add(z, scale, shift));
+      sums[0] = sums[0] + g;
+      sums[1] = multiply_add(g, (z - mean) * invstd, sums[1]);
+    });
+    add_sums(total, partial, p.channels, c, count);
+  });
+}
+
+template <class T>
+void batch_norm_input_grad(const TrainingParams& p, int64_t task) {
+  const Band<T> band(p, task);
+  for (int64_t row = band.first_row; row < band.last_row; ++row) {
+    for (int64_t c = 0; c < p.channels; c += kLanes) {
+      const int count = lanes_left(p.channels, c);
+      const int64_t at = row * p.channels + c;
+      const Vec centred = load_lanes(band.z + at, count) - load_lanes(p.mean + c, count);
+      const Vec rest = multiply_add(centred, load_lanes(p.b + c, count), load_lanes(p.c + c, count));
+      const Vec g = load_lanes(band.dy + at, count) * band.row_scale;
+      store_lanes(band.out + at, multiply_add(g, load_lanes(p.a + c, count), rest), count);
+    }
+  }
+}
+
+template <class T, Activation kAct>
+void gate_and_norm_sums(const TrainingParams& p, int64_t task) {
+  const Band<T> band(p, task);
+  float* partial = p.partial + task * 5 * p.channels;
+  std::fill_n(partial, 5 * p.channels, 0.0f);
+  for_tiles(band.first_row, band.last_row, p.channels, [&](int64_t first, int64_t end, int64_t c, int count) {
+    const Vec scale = load_lanes(p.scale + c, count), shift = load_lanes(p.shift + c, count);
+    const Vec mean = load_lanes(p.mean + c, count), invstd = load_lanes(p.invstd + c, count);
+    const Vec gate = vector_or(band.gate, c, count, 1.0f);
+    Vec total[5];
+    sum_rows(first, end, total, [&](Vec(&sums)[5], int64_t row) {
+      const int64_t at = row * p.channels + c;
+      fetch_ahead(band.dy + at);
+      fetch_ahead(band.z + at);
+      const Vec z = load_lanes(band.z + at, count);
+      const Vec g = load_lanes(band.dy + at, count);
+      const ValueAndGrad act = activate_with_grad<kAct>(multiply_add(z, scale, shift));
+      const Vec z_hat = (z - mean) * invstd;
+      const Vec through = g * act.grad;
+      sums[0] = multiply_add(g, act.value, sums[0]);
+      sums[1] = sums[1] + through;
+      sums[2] = multiply_add(through, z_hat, sums[2]);
+      sums[3] = sums[3] + act.grad;
+      sums[4] = multiply_add(act.grad, z_hat, sums[4]);
+      if (band.out != nullptr) store_lanes(band.out + at, act.value * gate, count);
+    });
+    add_sums(total, partial, p.channels, c, count);
+  });
+}
+
+// f(task, zero of the storage type) for every task.
+template <class F>
+inline void for_tasks(const TrainingParams& p, int64_t begin, int64_t end, F f) {
+  for (int64_t task = begin; task < end; ++task) {
+    if (p.dtype == DType::kFloat32) {
+      f(task, float());
+    } else {
+      f(task, BFloat16());
+    }
+  }
+}
+
+}  // namespace
+
+void channel_stats_tasks(const TrainingParams& p, int64_t begin, int64_t end) {
+  for_tasks(p, begin, end, [&](int64_t task, auto zero) { channel_stats<decltype(zero)>(p, task); });
+}
+
+void batch_norm_reduce_tasks(const TrainingParams& p, int64_t begin, int64_t end) {
+  with_activation(p.act, [&](auto act) {
+    for_tasks(p, begin, end, [&](int64_t task, auto zero) { batch_norm_reduce<decltype(zero), act.value>(p, task); });
+  });
+}
+
+void batch_norm_input_grad_tasks(const TrainingParams& p, int64_t begin, int64_t end) {
+  for_tasks(p, begin, end, [&](int64_t task, auto zero) { batch_norm_input_grad<decltype(zero)>(p, task); });
+}
+
+void gate_and_norm_sums_tasks(const TrainingParams& p, int64_t begin, int64_t end) {
+  with_activation(p.act, [&](auto act) {
+    for_tasks(p, begin, end, [&](int64_t task, auto zero) { gate_and_norm_sums<decltype(zero), act.value>(p, task); });
+  });
+}
+
+}  // namespace effnet::cpu::EFFNET_ISA

@@ -1,0 +1,50 @@
+"""The CPU backend: C++ kernels behind the reference's signatures, inference and training in fp32 and bf16.
+
+Depthwise, squeeze-and-excite and the passes around the GEMMs are the package's own (``csrc/cpu/``). The 1x1
+convolution multiplies with PyTorch's GEMM, which comes within 15 % of the fp32 FMA peak on the shapes of B0
+(docs/kernels/depthwise.md). Small vectors of training that are not listed here are left to the reference.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from .. import native
+from ..reference.squeeze_excite import squeeze_excite_backward
+from .depthwise import depthwise, depthwise_backward
+from .passes import affine_pool, affine_residual, batch_norm_fold, batch_norm_reduce, squeeze_excite
+from .pointwise import pointwise, pointwise_backward
+
+__all__ = [
+    "affine_pool",
+    "affine_residual",
+    "batch_norm_fold",
+    "batch_norm_reduce",
+    "can_run",
+    "depthwise",
+    "depthwise_backward",
+    "pointwise",
+    "pointwise_backward",
+    "squeeze_excite",
+    # A few small matrix products: PyTorch's GEMM is the kernel.
+    "squeeze_excite_backward",
+]
+
+_OPS = frozenset(__all__) - {"can_run"}
+
+
+def can_run(op: str, device: torch.device, dtype: torch.dtype, **facts: Any) -> tuple[bool, str]:
+    """Whether this backend runs ``op``, and if not, why: one clause for the user."""
+    if device.type != "cpu":
+        return False, f"its kernels run on the CPU, not on {device.type}"
+    if op not in _OPS:
+        return False, f"it has no {op}: small vectors, left to PyTorch"
+    if dtype not in (torch.float32, torch.bfloat16):
+        return False, f"{dtype} is neither float32 nor bfloat16"
+    if facts.get("kernel_size", 3) not in (3, 5, 7):
+        return False, f"its depthwise kernels are 3x3, 5x5 and 7x7, not {facts['kernel_size']}"
+    if facts.get("stride", 1) not in (1, 2):
+        return False, f"its depthwise strides are 1 and 2, not {facts['stride']}"
+    return native.available("_ops")

@@ -1,0 +1,34 @@
+"""The native entry points, and how names become the numbers they take."""
+
+from __future__ import annotations
+
+from functools import cache
+from types import SimpleNamespace
+
+from torch import Tensor
+
+from .. import native
+from ..reference.activations import ACTIVATIONS
+
+NUMBER = {name: number for number, name in enumerate(ACTIVATIONS)}
+
+
+@cache
+def kernels() -> SimpleNamespace:
+    """The overloads themselves: resolving them anew costs about 2 us a call."""
+    names = (
+        *("depthwise_forward", "depthwise_backward", "elementwise", "elementwise_", "squeeze_excite"),
+        *(
+            "batch_norm_fold",
+            "batch_norm_reduce",
+            "batch_norm_input_grad",
+            "channel_stats",
+            "gate_and_norm_sums",
+        ),
+    )
+    return SimpleNamespace(**{name: getattr(native.ops(), name).default for name in names})
+
+
+def per_channel(row_scale: Tensor | None, channels: int) -> Tensor | None:
+    """[N] -> [N, C], the kernel's multiplier."""
+    return None if row_scale is None else row_scale[:, None].expand(-1, channels)

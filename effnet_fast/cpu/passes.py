@@ -1,0 +1,63 @@
+"""Passes over a tensor or over small vectors."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ..types import Affine, BatchNormStats, Norm
+from .entry_points import NUMBER, kernels, per_channel
+
+
+def affine_pool(z: Tensor, affine: Affine | None, act: str = "none") -> Tensor:
+    """As :func:`effnet_fast.reference.affine_pool`; fp32 and bf16."""
+    scale, shift = affine or (None, None)
+    return kernels().elementwise(z, scale, shift, NUMBER[act], None, None, True, False)[1]
+
+
+def affine_residual(
+    z: Tensor,
+    affine: Affine | None,
+    act: str = "none",
+    row_scale: Tensor | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """As :func:`effnet_fast.reference.affine_residual`; fp32 and bf16."""
+    scale, shift = affine or (None, None)
+    multiplier = per_channel(row_scale, z.shape[1])
+    return kernels().elementwise(z, scale, shift, NUMBER[act], multiplier, residual, False, True)[0]
+
+
+def squeeze_excite(
+    pooled: Tensor,
+    w1: Tensor,
+    b1: Tensor | None,
+    w2: Tensor,
+    b2: Tensor | None,
+    act: str = "silu",
+    gate_act: str = "sigmoid",
+) -> Tensor:
+    """As :func:`effnet_fast.reference.squeeze_excite`; ``pooled`` fp32, weights fp32 or bf16."""
+    b1 = None if b1 is None else b1.to(w1.dtype)
+    b2 = None if b2 is None else b2.to(w2.dtype)
+    return kernels().squeeze_excite(pooled, w1, b1, w2, b2, NUMBER[act], NUMBER[gate_act])
+
+
+def batch_norm_fold(
+    weight: Tensor | None, bias: Tensor | None, mean: Tensor, var: Tensor, eps: float
+) -> BatchNormStats:
+    """As :func:`effnet_fast.reference.batch_norm_fold`; fp32 vectors."""
+    return BatchNormStats(kernels().batch_norm_fold(weight, bias, mean, var, eps))
+
+
+def batch_norm_reduce(
+    dy: Tensor,
+    z: Tensor,
+    norm: Norm,
+    *,
+    row_scale: Tensor | None = None,
+    affine: Affine | None = None,
+    act: str = "none",
+) -> Tensor:
+    """As :func:`effnet_fast.reference.batch_norm_reduce`; fp32 and bf16."""
+    scale, shift = affine or (None, None)
+    return kernels().batch_norm_reduce(dy, z, *norm, row_scale, scale, shift, NUMBER[act])

@@ -1,0 +1,392 @@
+"""The CPU backend's training kernels against the reference, on every instruction set this machine can run."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from patched_blocks import BLOCKS, pair
+from torch import Tensor
+
+import effnet_fast
+from effnet_fast import cpu, native, reference
+from effnet_fast.cpu.entry_points import kernels
+from effnet_fast.reference.activations import ACTIVATIONS
+from effnet_fast.testing import allowed, assert_accurate, error
+from effnet_fast.types import Affine, BatchNormGrad, Norm
+
+pytestmark = pytest.mark.skipif(
+    not native.available("_ops")[0], reason=native.available("_ops")[1] or "native"
+)
+
+ISAS = {"baseline": 0, "avx2": 1, "avx512": 2, "avx512bf16": 3}
+DTYPES = (torch.float32, torch.bfloat16)
+
+
+def set_isa(name: str) -> None:
+    if native.ops().cpu_isa(ISAS[name]) != ISAS[name]:
+        pytest.skip(f"no {name} here")
+
+
+@pytest.fixture(autouse=True)
+def restore_isa() -> Iterator[None]:
+    yield
+    native.ops().cpu_isa(max(ISAS.values()))
+
+
+def image(n: int, c: int, h: int, w: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(n, c, h, w).to(dtype).contiguous(memory_format=torch.channels_last)
+
+
+def affine(c: int) -> Affine:
+    return Affine(torch.rand(c) + 0.5, torch.randn(c))
+
+
+def norm(c: int) -> Norm:
+    return Norm(torch.randn(c), torch.rand(c) + 0.5)
+
+
+def bn_grad(c: int) -> BatchNormGrad:
+    return BatchNormGrad(torch.rand(c) + 0.5, torch.randn(c) / 4, torch.randn(c) / 4, torch.randn(c))
+
+
+def converted(value: Any, dtype: torch.dtype) -> Any:
+    """Every tensor inside in ``dtype``."""
+    if isinstance(value, Tensor):
+        return value.to(dtype)
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(v.to(dtype) for v in value))
+    return value
+
+
+def assert_within_twice(name: str, got: Tensor, baseline: Tensor, truth: Tensor, dtype: torch.dtype) -> None:
+    """Twice what testing.py allows: of a chain of roundings (no fused multiply-add on the baseline, a whole block's
+    gradients) the largest error over a few channels is a matter of luck on either side."""
+    limit = 2 * allowed(baseline, truth, dtype)
+    assert error(got, truth) <= limit, f"{name}: error {error(got, truth):.3e} exceeds {limit:.3e} ({dtype})"
+
+
+def compare(op: str, args: tuple[Any, ...], facts: dict[str, Any], rounded: tuple[str, ...] = ("dx",)) -> Any:
+    """The op on the CPU backend against fp64, judged by the reference in fp32 stored in the inputs' dtype.
+
+    ``rounded`` names outputs that carry the rounding of the storage dtype; the others are fp32 results.
+    """
+    got = getattr(cpu, op)(*args, **facts)
+    dtype = args[0].dtype
+    exact = {k: converted(v, torch.float64) for k, v in facts.items()}
+    truth = getattr(reference, op)(*(converted(a, torch.float64) for a in args), **exact)
+    baseline = getattr(reference, op)(*args, **facts)
+    for name in truth._fields:
+        a, b, t = (getattr(out, name) for out in (got, baseline, truth))
+        assert (a is None) == (t is None), name
+        if t is None or name == "stats":
+            continue
+        if name == "sums" and t.dim() == 3 and t.shape[1] == 2:
+            a, b, t = (v.sum(0) for v in (a, b, t))
+        assert a.shape == t.shape and a.dtype == (dtype if name in ("y", "dx") else torch.float32), name
+        if name in ("y", "dx"):
+            assert a.stride() == t.stride(), name
+        if t.numel():
+            assert_within_twice(f"{op}.{name}", a, b, t, dtype if name in rounded else torch.float32)
+    return got
+
+
+def assert_statistics(z: Tensor, partials: Tensor, variance: float = 1e-5) -> None:
+    """Against fp64, of the values as stored: a few roundings of the mean, ``variance`` of the variance."""
+    assert partials.shape[1:] == (3, z.shape[1])
+    merged = reference.batch_norm_finalize(partials.double(), None, None, 1e-30)
+    exact = reference.batch_norm_finalize(
+        reference.depthwise(
+            z.double(), torch.ones(z.shape[1], 1, 1, 1).double(), 1, (0,) * 4, stats=True
+        ).stats,
+        *(None, None, 1e-30),
+    )
+    assert partials[:, 0].sum(0).eq(z.shape[0] * z.shape[2] * z.shape[3]).all()
+    torch.testing.assert_close(merged.mean, exact.mean, rtol=5e-7, atol=2e-7)
+    torch.testing.assert_close(merged.var, exact.var, rtol=variance, atol=1e-12)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_statistics_far_from_zero(isa: str, dtype: torch.dtype) -> None:
+    """Mean 1000, deviation 0.01: a sum of squares would have no digit left.
+
+    The means of the parts are rounded to 6e-5, which is in their merged variance.
+    """
+    set_isa(isa)
+    for shape in ((3, 37, 29, 31), (1, 8, 1, 2), (2, 1, 9, 9), (5, 130, 7, 7)):
+        z = (1e3 + 1e-2 * torch.randn(shape)).contiguous(memory_format=torch.channels_last).to(dtype)
+        assert_statistics(z, kernels().channel_stats(z), 5e-3)
+        c = shape[1]
+        # A stencil that copies: its output has the same statistics.
+        copy = torch.zeros(c, 1, 3, 3, dtype=dtype)
+        copy[:, :, 1, 1] = 1
+        out = cpu.depthwise(z, copy, 1, (1, 1, 1, 1), stats=True)
+        assert torch.equal(out.y, z) and out.stats is not None
+        assert_statistics(out.y, out.stats, 5e-3)
+
+
+@pytest.mark.parametrize("first", [1e4, -3.0])
+def test_statistics_with_an_outlier_first(first: float) -> None:
+    """Sums shifted by the first value would be wrong here."""
+    z = image(1, 20, 30, 30)
+    z[:, :, 0, 0] = first
+    assert_statistics(z, kernels().channel_stats(z))
+
+
+def random_stencil(draw: random.Random) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    k, stride, dtype = draw.choice((3, 5, 7)), draw.choice((1, 2)), draw.choice(DTYPES)
+    padding = tuple(draw.choice((0, 1, 2, k // 2, k // 2, k // 2, k - 1, k + 2)) for _ in range(4))
+    n = draw.choice((0, 1, 1, 2, 3))
+    c = draw.choice((1, 2, 3, 8, 15, 16, 17, 24, 31, 32, 33, 40, 65, 96))
+    h = draw.randint(max(1, k - padding[2] - padding[3]), 20)
+    w = draw.randint(max(1, k - padding[0] - padding[1]), 20)
+    out = ((h + sum(padding[2:]) - k) // stride + 1, (w + sum(padding[:2]) - k) // stride + 1)
+    args = (
+        *(image(n, c, *out, dtype), image(n, c, h, w, dtype), (torch.randn(c, 1, k, k) / k).to(dtype)),
+        *(stride, padding),
+    )
+    facts: dict[str, Any] = {"need_dx": draw.random() < 0.8, "need_dw": draw.random() < 0.8}
+    if draw.random() < 0.7:
+        facts |= {"z": image(n, c, *out, dtype), "affine": affine(c), "act": draw.choice(ACTIVATIONS)}
+        if draw.random() < 0.8:
+            facts["grad"] = bn_grad(c)
+    if draw.random() < 0.6:
+        facts |= {"gate": torch.rand(n, c), "pool_grad": torch.randn(n, c) / 10}
+    if draw.random() < 0.6:
+        facts |= {"in_affine": affine(c), "in_act": draw.choice(ACTIVATIONS), "in_norm": norm(c)}
+    elif draw.random() < 0.5:
+        facts["residual_grad"] = image(n, c, h, w, dtype)
+    return args, facts
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("block", range(6))
+def test_depthwise_backward_on_random_shapes(isa: str, block: int) -> None:
+    """6 x 40 cases; every instruction set sees the same ones."""
+    set_isa(isa)
+    draw = random.Random(block)
+    for _ in range(40):
+        args, facts = random_stencil(draw)
+        compare("depthwise_backward", args, facts)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("k", [3, 5, 7])
+@pytest.mark.parametrize(
+    ("shape", "padding"),
+    [
+        ((1, 17, 1, 1), (9, 9, 9, 9)),
+        ((2, 5, 2, 3), (0, 12, 12, 0)),
+        ((1, 32, 40, 3), (3, 3, 3, 3)),
+        ((1, 32, 3, 40), (3, 3, 3, 3)),
+        ((1, 3, 7, 7), (0, 0, 0, 0)),
+        ((4, 33, 31, 8), (1, 2, 2, 1)),
+    ],
+    ids=["pixel-in-wide-padding", "padding-on-one-side", "tall", "wide", "kernel-sized", "several-bands"],
+)
+def test_depthwise_backward_where_padding_meets_size(
+    shape: tuple[int, int, int, int], padding: tuple[int, int, int, int], k: int, stride: int
+) -> None:
+    n, c, h, w = shape
+    if h + sum(padding[2:]) < k or w + sum(padding[:2]) < k:
+        pytest.skip("smaller than the kernel")
+    out = ((h + sum(padding[2:]) - k) // stride + 1, (w + sum(padding[:2]) - k) // stride + 1)
+    args = (image(n, c, *out), image(*shape), torch.randn(c, 1, k, k), stride, padding)
+    compare("depthwise_backward", args, {})
+    facts = {"z": image(n, c, *out), "affine": affine(c), "act": "silu", "grad": bn_grad(c)}
+    facts |= {"in_affine": affine(c), "in_act": "silu", "in_norm": norm(c), "gate": torch.rand(n, c)}
+    compare("depthwise_backward", args, facts)
+
+
+POINTWISE = [(1, 16, 9, 9), (3, 24, 7, 5), (2, 7, 1, 1), (0, 8, 4, 4), (1, 200, 2, 2), (5, 33, 40, 41)]
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", POINTWISE)
+def test_pointwise_backward(isa: str, dtype: torch.dtype, shape: tuple[int, int, int, int]) -> None:
+    set_isa(isa)
+    n, c, h, w = shape
+    for out_channels in (3, 40):
+        dy, z = image(n, out_channels, h, w, dtype), image(n, out_channels, h, w, dtype)
+        args = (dy, image(*shape, dtype), (torch.randn(out_channels, c) / c**0.5).to(dtype))
+        grad = {"z": z, "grad": bn_grad(out_channels)}
+        before = {"in_affine": affine(c), "in_act": "silu", "in_norm": norm(c), "gate": torch.rand(n, c)}
+        for facts in (
+            {},
+            {**grad, "residual_grad": image(*shape, dtype)},
+            {"row_scale": torch.rand(n), "need_dw": False},
+            {**grad, **before, "row_scale": torch.rand(n)},
+            {**grad, **before, "gate": None, "in_act": "hardswish", "need_dx": False, "need_dw": False},
+            {**grad, "gate": before["gate"], "in_act": "relu", "need_dx": False},
+        ):
+            if dtype == torch.float32:
+                compare("pointwise_backward", args, facts)
+            else:
+                # dz and G are rounded to bf16 between the GEMMs, as PyTorch rounds them.
+                compare("pointwise_backward", args, facts, ("dx", "dweight", "sums"))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", POINTWISE)
+def test_pointwise_forward_with_statistics(dtype: torch.dtype, shape: tuple[int, int, int, int]) -> None:
+    n, c, _, _ = shape
+    args = (image(*shape, dtype), (torch.randn(40, c) / c**0.5).to(dtype))
+    for facts in (
+        {},
+        {"in_affine": affine(c), "in_act": "silu", "gate": torch.rand(n, c)},
+        {"gate": torch.rand(n, c)},
+    ):
+        for stats in (True, False):
+            got = compare("pointwise", args, {**facts, "stats": stats}, ("y",))
+            if stats and n:
+                assert_statistics(got.y, got.stats)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_batch_norm_reduce(isa: str, dtype: torch.dtype) -> None:
+    set_isa(isa)
+    for shape in ((2, 24, 9, 7), (1, 3, 1, 1), (3, 1, 40, 40), (1, 500, 6, 6), (0, 8, 3, 3)):
+        dy, z, c = image(*shape, dtype), image(*shape, dtype), shape[1]
+        for facts in (
+            {},
+            {"row_scale": torch.rand(shape[0])},
+            *({"affine": affine(c), "act": act} for act in ACTIVATIONS),
+        ):
+            args, exact = (dy, z, norm(c)), {k: converted(v, torch.float64) for k, v in facts.items()}
+            got = cpu.batch_norm_reduce(*args, **facts).sum(0)
+            truth = reference.batch_norm_reduce(*(converted(a, torch.float64) for a in args), **exact).sum(0)
+            baseline = reference.batch_norm_reduce(*args, **facts).sum(0)
+            assert_accurate("sums", got, baseline, truth, torch.float32)
+
+
+def test_every_output_is_written(poisoned_native_memory: None) -> None:
+    for dtype in DTYPES:
+        x, dy, z = (image(2, 21, *size, dtype) for size in ((9, 7), (5, 4), (5, 4)))
+        weight = torch.randn(21, 1, 3, 3).to(dtype)
+        before = {"in_affine": affine(21), "in_act": "silu", "in_norm": norm(21)}
+        out = cpu.depthwise_backward(
+            dy, x, weight, 2, (1, 1, 1, 1), z=z, act="silu", affine=affine(21), grad=bn_grad(21), **before
+        )
+        parts = [*out, cpu.depthwise(x, weight, 2, (1, 1, 1, 1), stats=True).stats]
+        dense = (torch.randn(5, 21) / 4).to(dtype)
+        p = image(2, 5, 9, 7, dtype)
+        parts += cpu.pointwise_backward(p, x, dense, z=p, grad=bn_grad(5), gate=torch.rand(2, 21), **before)
+        forward = cpu.pointwise(x, dense, stats=True)
+        parts += [forward.y, forward.stats, cpu.batch_norm_reduce(x, x, norm(21))]
+        assert all(t is not None and t.isfinite().all() for t in parts)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("offset", [1, 2, 3])
+def test_odd_addresses_and_other_layouts(dtype: torch.dtype, offset: int) -> None:
+    def odd(n: int, c: int, h: int, w: int) -> Tensor:
+        buffer = torch.full((offset + n * c * h * w,), float("nan"), dtype=dtype)
+        view = buffer[offset:].view(n, h, w, c).permute(0, 3, 1, 2)
+        return view.copy_(torch.randn(n, c, h, w))
+
+    x, z = odd(2, 19, 9, 11), odd(2, 19, 5, 6)
+    facts = {"z": z, "affine": affine(19), "act": "silu", "grad": bn_grad(19)}
+    facts |= {"in_affine": affine(19), "in_act": "silu", "in_norm": norm(19)}
+    for dy in (
+        odd(2, 19, 5, 6),
+        torch.randn(2, 19, 5, 6).to(dtype),
+        torch.ones((), dtype=dtype).expand(2, 19, 5, 6),
+    ):
+        args = (dy, x, torch.randn(19, 1, 5, 5).to(dtype), 2, (2, 2, 2, 2))
+        compare("depthwise_backward", args, facts)
+        compare("pointwise_backward", (dy, z, torch.randn(19, 19).to(dtype)), {}, ("dx", "dweight", "sums"))
+
+
+def run_all() -> list[Tensor]:
+    """One call of everything that is threaded, on shapes with many tasks."""
+    torch.manual_seed(3)
+    out: list[Tensor | None] = []
+    for dtype in DTYPES:
+        x, dy, z = (image(3, 70, *size, dtype) for size in ((40, 37), (20, 19), (20, 19)))
+        weight = torch.randn(70, 1, 5, 5).to(dtype)
+        before = {"in_affine": affine(70), "in_act": "silu", "in_norm": norm(70)}
+        facts = {"z": z, "affine": affine(70), "act": "silu", "grad": bn_grad(70), "gate": torch.rand(3, 70)}
+        out += cpu.depthwise_backward(dy, x, weight, 2, (2, 2, 2, 2), **facts, **before)
+        out += cpu.depthwise(x, weight, 2, (2, 2, 2, 2), stats=True)
+        out += [kernels().channel_stats(x), cpu.batch_norm_reduce(dy, z, norm(70))]
+        out += kernels().gate_and_norm_sums(dy, z, *affine(70), 1, *norm(70), torch.rand(3, 70), True)
+        out.append(kernels().batch_norm_input_grad(dy, z, *bn_grad(70), torch.rand(3)))
+    return [t for t in out if t is not None]
+
+
+def test_results_do_not_depend_on_the_number_of_threads() -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = run_all()
+        for threads in (2, 3):
+            torch.set_num_threads(threads)
+            assert all(torch.equal(a, b) for a, b in zip(alone, run_all(), strict=True))
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_a_training_step_of_a_patched_block(name: str) -> None:
+    """fp32, on the cpu backend by itself: output, every gradient and buffer, against the stock block in fp64."""
+    stock, patched, x = pair(name, torch.float32)
+    truth_block, _, _ = pair(name)
+    truth_block.load_state_dict(stock.state_dict())
+    results = []
+    for block, dtype in ((patched, torch.float32), (stock, torch.float32), (truth_block, torch.float64)):
+        block.train()
+        data = x.to(dtype, copy=True).requires_grad_()
+        torch.manual_seed(7)
+        y = block(data)
+        torch.manual_seed(8)
+        y.backward(torch.randn(y.shape).to(dtype))
+        named = {"y": y, "x": data.grad, **{k: p.grad for k, p in block.named_parameters()}}
+        results.append(named | {k: b for k, b in block.named_buffers() if b.is_floating_point()})
+    report = effnet_fast.report(patched)
+    assert report.rows and all(row.state == "fused" and row.backend == "cpu" for row in report.rows), str(
+        report
+    )
+    for key, exact in results[2].items():
+        assert_within_twice(f"{name}: {key}", results[0][key], results[1][key], exact, torch.float32)
+
+
+BAD_CALLS: dict[str, tuple[Any, str]] = {
+    "dy-shape": (
+        lambda x, w: cpu.depthwise_backward(x[:, :, :5], x, w, 1, (1, 1, 1, 1)),
+        r"depthwise_backward: dy: expected shape \[2, 8, 6, 6\]",
+    ),
+    "dy-dtype": (
+        lambda x, w: cpu.depthwise_backward(x.bfloat16(), x, w, 1, (1, 1, 1, 1)),
+        "dy: expected the dtype of x",
+    ),
+    "kernel": (
+        lambda x, w: cpu.depthwise_backward(x, x, w[..., :2, :2], 1, (1, 1, 1, 1)),
+        "expected kernel size 3, 5 or 7",
+    ),
+    "in_norm": (
+        lambda x, w: cpu.depthwise_backward(x, x, w, 1, (1, 1, 1, 1), in_affine=affine(8)),
+        "in_norm: expected vectors",
+    ),
+    "reduce": (
+        lambda x, w: cpu.batch_norm_reduce(x[:1], x, norm(8)),
+        r"batch_norm_reduce: dy: expected shape",
+    ),
+    "stats-rank": (lambda x, w: kernels().channel_stats(x[0]), "channel_stats: z: expected rank 4"),
+    "gate": (
+        lambda x, w: kernels().gate_and_norm_sums(x, x, *affine(8), 1, *norm(8), torch.rand(2, 7), True),
+        r"gate: expected shape \[2, 8\], got \[2, 7\]",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD_CALLS)
+def test_bad_input_is_named(name: str) -> None:
+    call, message = BAD_CALLS[name]
+    with pytest.raises(RuntimeError, match=message):
+        call(image(2, 8, 6, 6), torch.randn(8, 1, 3, 3))
