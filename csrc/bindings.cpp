@@ -91,7 +91,8 @@ py::list depthwise_plans(std::array<int64_t, 4> shape, int kernel, int stride, s
     DepthwisePlan plan{};
     if (effnet::cuda::choose_plan(r, limits, -1, &plan)) plans.append(plan_facts(r, plan, limits));
   } else {
-    effnet::cuda::for_each_plan(r, limits, [&](const DepthwisePlan& plan) { plans.append(plan_facts(r, plan, limits)); });
+    effnet::cuda::for_each_plan(r, limits,
+                                [&](const DepthwisePlan& plan) { plans.append(plan_facts(r, plan, limits)); });
   }
   return plans;
 }
@@ -103,8 +104,10 @@ PYBIND11_MODULE(_C, m) {
   m.def("build_info", &build_info, "Compiler, flags and targets of the native libraries.");
   m.def("cpu_features", &cpu_features, "Instruction sets of this processor, by name.");
   m.def("depthwise_plans", &depthwise_plans,
-        "Launch plans of the CUDA depthwise kernels for x of shape [N, C, H, W]: the planner's choice (best=True), or every "
-        "candidate in the order of the numbers by which an op call can force it. element: bytes; roles: gradients a backward "
+        "Launch plans of the CUDA depthwise kernels for x of shape [N, C, H, W]: the planner's choice (best=True), or "
+        "every "
+        "candidate in the order of the numbers by which an op call can force it. element: bytes; roles: gradients a "
+        "backward "
         "computes; device: multiprocessors, shared memory per block and per multiprocessor (an H200's if not given).",
         py::arg("shape"), py::arg("kernel"), py::arg("stride"), py::arg("padding"), py::arg("element") = 2,
         py::arg("backward") = false, py::arg("roles") = 2, py::arg("has_z") = false,

@@ -1,5 +1,6 @@
-// Derivatives of the activations in activation.h, at the value before the activation. At the kinks they are the one-sided
-// derivatives that PyTorch's own backward uses. A value type brings `select_greater(x, bound, a, b)` = x > bound ? a : b.
+// Derivatives of the activations in activation.h, at the value before the activation. At the kinks they are the
+// one-sided derivatives that PyTorch's own backward uses. A value type brings `select_greater(x, bound, a, b)` = x >
+// bound ? a : b.
 #pragma once
 
 #include "activation.h"

@@ -59,8 +59,10 @@ class Checks {
   }
 
   void common(const Tensor& t, const char* argument, ScalarType dtype, const Shape& shape) const {
-    if (!t.is_cuda() || t.get_device_index() != device_) fail(argument, "the CUDA device of the first tensor", "another");
-    if (t.scalar_type() != dtype) fail(argument, torch::headeronly::toString(dtype), torch::headeronly::toString(t.scalar_type()));
+    if (!t.is_cuda() || t.get_device_index() != device_)
+      fail(argument, "the CUDA device of the first tensor", "another");
+    if (t.scalar_type() != dtype)
+      fail(argument, torch::headeronly::toString(dtype), torch::headeronly::toString(t.scalar_type()));
     const Shape got = shape_of(t);
     if (got != shape) fail(argument, "shape " + to_text(shape), to_text(got));
   }
@@ -89,7 +91,8 @@ class Checks {
   }
 
   Activation activation(int64_t number, const char* argument) const {
-    if (number < 0 || number >= kActivationCount) fail(argument, "an activation number below 7", std::to_string(number));
+    if (number < 0 || number >= kActivationCount)
+      fail(argument, "an activation number below 7", std::to_string(number));
     return static_cast<Activation>(number);
   }
 

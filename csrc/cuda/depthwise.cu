@@ -1,5 +1,4 @@
 #include "depthwise.h"
-
 #include "launch.cuh"
 #include "merge_rows.cuh"
 

@@ -16,8 +16,8 @@ enum class StorageType : int32_t { kFloat32, kFloat16, kBFloat16 };
 struct DepthwiseForwardParams {
   DepthwiseShape shape;
   DepthwisePlan plan;
-  const void* x;         // [batch, height, width, channels]
-  const void* weight;    // [channels, kernel, kernel], dense
+  const void* x;          // [batch, height, width, channels]
+  const void* weight;     // [channels, kernel, kernel], dense
   const float* in_scale;  // [channels] each, or null for 1 and 0
   const float* in_shift;
   const float* scale;

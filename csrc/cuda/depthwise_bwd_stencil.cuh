@@ -17,8 +17,8 @@ struct DgradStencil {
   static constexpr int kRing = Traits::kLive * kStride;
 
   float2 weight[Traits::kTaps];
-  float2 sum[kRing][kColumns];       // slot = padded row modulo kRing
-  float2 out[kStride][kColumns];     // the rows of dx that became complete
+  float2 sum[kRing][kColumns];    // slot = padded row modulo kRing
+  float2 out[kStride][kColumns];  // the rows of dx that became complete
 
   // Row t of dz reaches the padded rows t * stride + kh: the last kh opens a row, kh < stride completes one.
   template <int kPhase>

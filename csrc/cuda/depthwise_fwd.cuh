@@ -1,4 +1,5 @@
-// Depthwise convolution with fused prologue and epilogue. docs/kernels/depthwise_cuda.md has the reasoning and the numbers.
+// Depthwise convolution with fused prologue and epilogue. docs/kernels/depthwise_cuda.md has the reasoning and the
+// numbers.
 #pragma once
 
 #include "depthwise_traits.cuh"
@@ -14,12 +15,12 @@ struct ForwardThread {
   static constexpr int kColumns = Traits::kColumns;
 
   float2 weight[Traits::kTaps];
-  float2 start;                   // of every accumulator
-  float2 sum[kLive][kColumns];    // outputs whose rows are not all in yet; slot = output row modulo kLive
-  float2 out[kColumns];           // the output row that became complete
+  float2 start;                 // of every accumulator
+  float2 sum[kLive][kColumns];  // outputs whose rows are not all in yet; slot = output row modulo kLive
+  float2 out[kColumns];         // the output row that became complete
 
-  // Adds an input row to the outputs it touches. With kPhase = row modulo kForwardPhases, output (row - kh) / kStride is in a
-  // slot known at compile time; kh = 0 opens a slot, kh = k - 1 completes one.
+  // Adds an input row to the outputs it touches. With kPhase = row modulo kForwardPhases, output (row - kh) / kStride
+  // is in a slot known at compile time; kh = 0 opens a slot, kh = k - 1 completes one.
   template <int kPhase>
   __device__ __forceinline__ void accumulate(const float* row) {
     float2 in[Traits::kInputColumns];
@@ -66,7 +67,8 @@ struct ForwardThread {
   }
 };
 
-// Shared memory: raw ring [kForwardStages, width, channels] of T, activated rows [2, groups, width, 32], sums [4, strips, channels].
+// Shared memory: raw ring [kForwardStages, width, channels] of T, activated rows [2, groups, width, 32], sums [4,
+// strips, channels].
 template <class Traits>
 __global__ void __launch_bounds__(kForwardMaxThreads, Traits::kForwardBlocks)
     depthwise_fwd_kernel(const __grid_constant__ DepthwiseForwardParams p) {
@@ -104,7 +106,9 @@ __global__ void __launch_bounds__(kForwardMaxThreads, Traits::kForwardBlocks)
   const T* x = static_cast<const T*>(p.x) + first_channel;
 
   // An input row that the image does not have is a row of zeros.
-  const auto exists = [&](int step) { return static_cast<unsigned>(first_row + step) < static_cast<unsigned>(s.height); };
+  const auto exists = [&](int step) {
+    return static_cast<unsigned>(first_row + step) < static_cast<unsigned>(s.height);
+  };
   const auto fetch = [&](const Cursor& at, int slot) {
     if (at.image < images && exists(at.step)) {
       const T* row = x + (static_cast<int64_t>(first_image + at.image) * s.height + first_row + at.step) * row_elements;
@@ -160,8 +164,8 @@ __global__ void __launch_bounds__(kForwardMaxThreads, Traits::kForwardBlocks)
   for (int count = 0; now.image < images; ++count) {
     activate_row(now.after(1), (count + 1) % kStages, active + (count + 1) % 2 * raw_row);
 
-    const float* row =
-        active + count % 2 * raw_row + seat.active(width) + seat.strip * Traits::kColumns * Traits::kStride * kGroupChannels;
+    const float* row = active + count % 2 * raw_row + seat.active(width) +
+                       seat.strip * Traits::kColumns * Traits::kStride * kGroupChannels;
     const bool zeros = !exists(now.step);
     with_phase<Traits::kForwardPhases>(phase, [&](auto at) {
       if (zeros) {
@@ -179,7 +183,8 @@ __global__ void __launch_bounds__(kForwardMaxThreads, Traits::kForwardBlocks)
           thread.out[j] = make_float2(activate_fast<act()>(thread.out[j].x), activate_fast<act()>(thread.out[j].y));
         }
       });
-      const int64_t row_index = static_cast<int64_t>(first_image + now.image) * s.out_height + out_row + complete / Traits::kStride;
+      const int64_t row_index =
+          static_cast<int64_t>(first_image + now.image) * s.out_height + out_row + complete / Traits::kStride;
       T* to = y + (row_index * s.out_width + out_column) * s.channels;
 #pragma unroll
       for (int j = 0; j < Traits::kColumns; ++j) {
@@ -215,9 +220,9 @@ __global__ void __launch_bounds__(kForwardMaxThreads, Traits::kForwardBlocks)
   }
 
   if (p.stats != nullptr) {
-    merge_moments<Traits::kColumns>(sums + sums_row, sums_row, p.plan.strips, block_channels, tile_columns, rows * images,
-                  min(block_channels, s.channels - first_channel), s.channels,
-                  p.stats + tile.partial_row(p.plan) * 3 * s.channels + first_channel);
+    merge_moments<Traits::kColumns>(sums + sums_row, sums_row, p.plan.strips, block_channels, tile_columns,
+                                    rows * images, min(block_channels, s.channels - first_channel), s.channels,
+                                    p.stats + tile.partial_row(p.plan) * 3 * s.channels + first_channel);
   }
 }
 

@@ -1,4 +1,5 @@
-// From the facts of a call to a plan and the sizes of its partial results: shared by the registration and the tests on the CPU.
+// From the facts of a call to a plan and the sizes of its partial results: shared by the registration and the tests on
+// the CPU.
 #pragma once
 
 #include "depthwise.h"

@@ -92,8 +92,8 @@ struct Tile {
   }
 };
 
-// A place in the sequence of all rows of a block's images. Whoever works ahead of the stencil derives its place from the stencil's:
-// registers are dearer than these few instructions.
+// A place in the sequence of all rows of a block's images. Whoever works ahead of the stencil derives its place from
+// the stencil's: registers are dearer than these few instructions.
 struct Cursor {
   int steps;  // rows an image
   int step = 0;
@@ -111,8 +111,8 @@ struct Cursor {
   }
 };
 
-// Copies the columns [first, first + width) of a row that lie in [0, columns) into a raw row of shared memory, 16 bytes at a time
-// where the row allows it. Columns outside keep what was there; the reader knows them.
+// Copies the columns [first, first + width) of a row that lie in [0, columns) into a raw row of shared memory, 16 bytes
+// at a time where the row allows it. Columns outside keep what was there; the reader knows them.
 template <class T>
 struct RowCopy {
   static constexpr int kVector = 16 / static_cast<int>(sizeof(T));
@@ -130,7 +130,8 @@ struct RowCopy {
     valid = min(max(all_channels - first_channel - channel, 0), kVector);
   }
 
-  // `row` points at column 0 and the block's first channel; a pixel has `row_channels` channels in memory, `block_channels` here.
+  // `row` points at column 0 and the block's first channel; a pixel has `row_channels` channels in memory,
+  // `block_channels` here.
   __device__ void operator()(T* shared, const T* row, int first, int width, int columns, int64_t row_channels,
                              int block_channels) const {
     if (valid == 0) return;

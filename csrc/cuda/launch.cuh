@@ -1,4 +1,5 @@
-// How kernels are launched, and the switches from run-time numbers to templates. Anything unknown is an error, never a default.
+// How kernels are launched, and the switches from run-time numbers to templates. Anything unknown is an error, never a
+// default.
 #pragma once
 
 #include <cuda_runtime.h>

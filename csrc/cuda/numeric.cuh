@@ -21,8 +21,8 @@ __device__ __forceinline__ unsigned char* dynamic_shared() {
 inline unsigned char* dynamic_shared() { return cuda_on_cpu_dynamic_shared(); }
 #endif
 
-// fp32 whose division and exponential are single special-function instructions (relative error below 2^-20 where the result
-// is a normal number). activation.h is written for any such type.
+// fp32 whose division and exponential are single special-function instructions (relative error below 2^-20 where the
+// result is a normal number). activation.h is written for any such type.
 struct Fast {
   float v;
   __device__ __forceinline__ explicit Fast(float value) : v(value) {}

@@ -1,4 +1,5 @@
-// Decides how a depthwise launch is cut into blocks. Plain C++: the launchers use it, `_C` shows it, tests force its choices.
+// Decides how a depthwise launch is cut into blocks. Plain C++: the launchers use it, `_C` shows it, tests force its
+// choices.
 #pragma once
 
 #include <algorithm>
@@ -68,8 +69,9 @@ EFFNET_PLANNER DepthwiseDomain forward_domain(const DepthwiseShape& s) {
   return {0, s.out_height, 0, s.out_width, columns_per_thread(s.kernel)};
 }
 
-// A step of the backward is one row t of dz with the rows [t * stride, (t + 1) * stride) of padded x. Columns likewise: dx starts
-// at the first step that touches x, wgrad at 0; a tile of dz covers both because they differ by at most the halo.
+// A step of the backward is one row t of dz with the rows [t * stride, (t + 1) * stride) of padded x. Columns likewise:
+// dx starts at the first step that touches x, wgrad at 0; a tile of dz covers both because they differ by at most the
+// halo.
 EFFNET_PLANNER DepthwiseDomain backward_domain(const DepthwiseShape& s) {
   const int halo = (s.kernel - 1) / s.stride;
   const int first_row = s.top / s.stride;
@@ -110,12 +112,12 @@ struct PlannerRequest {
   DepthwiseShape shape;
   int element;  // bytes
   bool backward;
-  int roles;  // 1, or 2 where the backward computes dx and dweight
+  int roles;   // 1, or 2 where the backward computes dx and dweight
   bool has_z;  // the backward reads z
 };
 
-// Predicted time in microseconds. A model, to rank candidates: bytes, issued instructions, and the latency of a block's chain
-// of rows, each stretched by idle multiprocessors in the last wave.
+// Predicted time in microseconds. A model, to rank candidates: bytes, issued instructions, and the latency of a block's
+// chain of rows, each stretched by idle multiprocessors in the last wave.
 inline double predicted_time(const PlannerRequest& r, const DepthwisePlan& p, const DeviceLimits& d) {
   const DepthwiseShape& s = r.shape;
   const double taps = s.kernel * s.kernel;
@@ -131,7 +133,8 @@ inline double predicted_time(const PlannerRequest& r, const DepthwisePlan& p, co
 
   const double blocks = static_cast<double>(p.blocks());
   const double waves = blocks / (static_cast<double>(resident) * d.multiprocessors);
-  const double full_waves = static_cast<double>(static_cast<int64_t>(waves)) + (waves > static_cast<int64_t>(waves) ? 1 : 0);
+  const double full_waves =
+      static_cast<double>(static_cast<int64_t>(waves)) + (waves > static_cast<int64_t>(waves) ? 1 : 0);
   // Blocks of different waves overlap, so that only part of the last wave's idleness is lost when there are many.
   const double stretch = waves < 1 ? 1 : (waves + std::min(full_waves - waves, 0.5)) / waves;
 

@@ -1,4 +1,5 @@
-// The dispatcher ops of the `_cuda` library: checks, allocation, plan, stream, launch. The only file that includes torch.
+// The dispatcher ops of the `_cuda` library: checks, allocation, plan, stream, launch. The only file that includes
+// torch.
 #include <torch/csrc/stable/library.h>
 
 #include <tuple>
@@ -51,7 +52,8 @@ DepthwiseShape depthwise_shape(const Checks& checks, const Tensor& x, const Tens
   s.top = checks.size(padding[2], "padding");
   const int64_t height = checks.size(s.height + s.top + padding[3], "padding") - kernel;
   const int64_t width = checks.size(s.width + s.left + padding[1], "padding") - kernel;
-  if (height < 0 || width < 0) checks.fail("x", "an input at least as large as the kernel, with padding", to_text(shape_of(x)));
+  if (height < 0 || width < 0)
+    checks.fail("x", "an input at least as large as the kernel, with padding", to_text(shape_of(x)));
   s.out_height = static_cast<int>(height / stride + 1);
   s.out_width = static_cast<int>(width / stride + 1);
   return s;
@@ -99,7 +101,8 @@ std::tuple<Tensor, Tensor, Tensor> depthwise_forward_op(const Tensor& x, const T
   p.stats = stats ? floats(moments) : nullptr;
   const cudaStream_t stream = current_stream(x);
   STD_CUDA_CHECK(depthwise_forward(p, type, stream));
-  if (pool && tiles > 1) STD_CUDA_CHECK(merge_rows(p.pooled, floats(pooled), tiles, 1, static_cast<int64_t>(s.batch) * s.channels, stream));
+  if (pool && tiles > 1)
+    STD_CUDA_CHECK(merge_rows(p.pooled, floats(pooled), tiles, 1, static_cast<int64_t>(s.batch) * s.channels, stream));
   return {y, pooled, moments};
 }
 

@@ -1,10 +1,9 @@
-#include "squeeze_excite.h"
-
 #include <cuda_runtime.h>
 
 #include <algorithm>
 
 #include "launch.cuh"
+#include "squeeze_excite.h"
 #include "squeeze_excite_bwd.cuh"
 #include "squeeze_excite_fwd.cuh"
 
@@ -59,8 +58,8 @@ cudaError_t squeeze_excite_forward(const SqueezeExciteParams& p, StorageType typ
   return with_weight_type(type, [&](auto weight) {
     using Weight = decltype(weight);
     // Four images share the weights' way from the L2 cache once there is an image for every multiprocessor.
-    const bool many = p.images >= limits.multiprocessors &&
-                      squeeze_excite_fwd_shared_bytes(p, 4) <= limits.shared_per_block;
+    const bool many =
+        p.images >= limits.multiprocessors && squeeze_excite_fwd_shared_bytes(p, 4) <= limits.shared_per_block;
     return many ? launch_forward<Weight, 4, 4>(p, limits, stream) : launch_forward<Weight, 1, 1>(p, limits, stream);
   });
 }

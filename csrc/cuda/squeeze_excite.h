@@ -38,7 +38,8 @@ struct SqueezeExciteBackwardParams {
   float* dn2;     // [images, channels]
 };
 
-// The type is the weights' and biases'. Both return cudaErrorInvalidConfiguration where a row of channels exceeds shared memory.
+// The type is the weights' and biases'. Both return cudaErrorInvalidConfiguration where a row of channels exceeds
+// shared memory.
 cudaError_t squeeze_excite_forward(const SqueezeExciteParams& params, StorageType type, cudaStream_t stream);
 cudaError_t squeeze_excite_backward(const SqueezeExciteBackwardParams& params, StorageType type, cudaStream_t stream);
 

@@ -1,6 +1,6 @@
-// Backward of squeeze-and-excite in one cooperative launch. First every block works through images and leaves the gradients of both
-// pre-activations in memory; then, after a barrier of the whole grid, blocks compute tiles of the weights' gradients, each a sum over all
-// images in a fixed order.
+// Backward of squeeze-and-excite in one cooperative launch. First every block works through images and leaves the
+// gradients of both pre-activations in memory; then, after a barrier of the whole grid, blocks compute tiles of the
+// weights' gradients, each a sum over all images in a fixed order.
 #pragma once
 
 #include <cooperative_groups.h>
@@ -9,7 +9,8 @@
 
 namespace effnet::cuda {
 
-constexpr int kTileRows = 8;  // units of the hidden layer in a tile of dw1 or dw2; a warp's lanes are the tile's channels
+constexpr int kTileRows =
+    8;  // units of the hidden layer in a tile of dw1 or dw2; a warp's lanes are the tile's channels
 constexpr int kSqueezeExciteWarps = kSqueezeExciteThreads / kWarp;
 
 constexpr int64_t squeeze_excite_bwd_shared_bytes(const SqueezeExciteParams& p) {
@@ -24,7 +25,8 @@ constexpr int64_t squeeze_excite_bwd_tiles(const SqueezeExciteParams& p) {
 
 // sum over c of v[c] * w2[c, r], for every r: lanes along r are neighbours in memory, the others share the rows.
 template <class Weight, class Store>
-__device__ void transposed_product(const Weight* w, const float* v, int rows, int columns, float* scratch, Store&& store) {
+__device__ void transposed_product(const Weight* w, const float* v, int rows, int columns, float* scratch,
+                                   Store&& store) {
   for (int first = 0; first < columns; first += blockDim.x) {
     const int width = min(columns - first, static_cast<int>(blockDim.x));
     const int parts = blockDim.x / width;

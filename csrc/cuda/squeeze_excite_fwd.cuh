@@ -1,5 +1,5 @@
-// Squeeze-and-excite's gate (Hu et al. 2018) for a whole batch in one launch: both fully connected layers of a few images in one
-// block, nothing written in between. docs/kernels/squeeze_excite.md has the numbers.
+// Squeeze-and-excite's gate (Hu et al. 2018) for a whole batch in one launch: both fully connected layers of a few
+// images in one block, nothing written in between. docs/kernels/squeeze_excite.md has the numbers.
 #pragma once
 
 #include <cstdint>
@@ -69,22 +69,22 @@ __device__ __forceinline__ void partial_dots(float (&sums)[kRows][kImages], cons
   }
 }
 
-// For every row and image `store(image, row, weight[row, :] . in[image, :] + bias[row])`; kLanesPerRow lanes share a row, and take
-// kRows of them together. `in` is [kImages, columns] in shared memory.
+// For every row and image `store(image, row, weight[row, :] . in[image, :] + bias[row])`; kLanesPerRow lanes share a
+// row, and take kRows of them together. `in` is [kImages, columns] in shared memory.
 template <int kLanesPerRow, int kRows, int kImages, class Weight, class Store>
 __device__ void fully_connected(const Weight* weight, const Weight* bias, const float* in, int rows, int columns,
                                 Store&& store) {
   static_assert(kWarp % kLanesPerRow == 0);
   constexpr int kTile = kWarp / kLanesPerRow * kRows;
-  const bool vectors =
-      columns % WeightPiece<Weight>::kSize == 0 && reinterpret_cast<uintptr_t>(weight) % 16 == 0;
+  const bool vectors = columns % WeightPiece<Weight>::kSize == 0 && reinterpret_cast<uintptr_t>(weight) % 16 == 0;
   const int lane = threadIdx.x % kLanesPerRow;
   const int part = threadIdx.x % kWarp / kLanesPerRow;
   const int warps = blockDim.x / kWarp;
   for (int first = threadIdx.x / kWarp * kTile; first < rows; first += warps * kTile) {
     const int row0 = first + part * kRows;
     float sums[kRows][kImages] = {};
-    partial_dots<kLanesPerRow>(sums, weight + static_cast<int64_t>(row0) * columns, rows - row0, columns, in, lane, vectors);
+    partial_dots<kLanesPerRow>(sums, weight + static_cast<int64_t>(row0) * columns, rows - row0, columns, in, lane,
+                               vectors);
 #pragma unroll
     for (int row = 0; row < kRows; ++row) {
 #pragma unroll
@@ -113,7 +113,8 @@ __device__ __forceinline__ float activate_grad_by_name(float x, Activation act) 
   return y;
 }
 
-// The first layer's rows are long (channels): a warp each. The second's are short (a twentieth of that): four lanes each.
+// The first layer's rows are long (channels): a warp each. The second's are short (a twentieth of that): four lanes
+// each.
 constexpr int kFirstLanes = 32;
 constexpr int kSecondLanes = 4;
 
@@ -138,11 +139,12 @@ __global__ void __launch_bounds__(kSqueezeExciteThreads, 2)
       [&](int image, int r, float n) { hidden[image * p.reduced + r] = activate_by_name(n, p.act); });
   __syncthreads();
   float* gate = p.gate + first * p.channels;
-  fully_connected<kSecondLanes, kRows, kImages>(
-      static_cast<const Weight*>(p.w2), static_cast<const Weight*>(p.b2), hidden, p.channels, p.reduced,
-      [&](int image, int c, float n) {
-        if (image < images) gate[static_cast<int64_t>(image) * p.channels + c] = activate_by_name(n, p.gate_act);
-      });
+  fully_connected<kSecondLanes, kRows, kImages>(static_cast<const Weight*>(p.w2), static_cast<const Weight*>(p.b2),
+                                                hidden, p.channels, p.reduced, [&](int image, int c, float n) {
+                                                  if (image < images)
+                                                    gate[static_cast<int64_t>(image) * p.channels + c] =
+                                                        activate_by_name(n, p.gate_act);
+                                                });
 }
 
 }  // namespace effnet::cuda

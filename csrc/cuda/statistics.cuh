@@ -1,5 +1,5 @@
-// Sums over a block's outputs, in shared memory: [strips, channels] floats each, a pair of which belongs to one thread until the
-// strips are merged, in a fixed order.
+// Sums over a block's outputs, in shared memory: [strips, channels] floats each, a pair of which belongs to one thread
+// until the strips are merged, in a fixed order.
 #pragma once
 
 #include "depthwise_traits.cuh"
@@ -41,8 +41,8 @@ __device__ __forceinline__ void add_to_moments(float* own, int stride, const flo
   *reinterpret_cast<float2*>(own + 2 * stride) = square;
 }
 
-// One partial row (count, mean, M2), each [all_channels], from the strips' moments: Chan's merge (Chan, Golub and LeVeque 1983).
-// A strip has `rows` values for each column of the image it covers.
+// One partial row (count, mean, M2), each [all_channels], from the strips' moments: Chan's merge (Chan, Golub and
+// LeVeque 1983). A strip has `rows` values for each column of the image it covers.
 template <int kColumns>
 __device__ void merge_moments(const float* moments, int stride, int strips, int block_channels, int tile_columns,
                               int rows, int channels, int all_channels, float* to) {

@@ -1,7 +1,7 @@
 // Runs the CUDA kernels on the CPU for a file of cases, and writes what they computed. Usage: runner CASES RESULTS
 //
-// A case is a line `name tensors integers...` followed by its tensors, each a line `bytes misalignment` (bytes = -1: none) and the bytes.
-// A result is a line `count`, then for each output a line `bytes` and the bytes.
+// A case is a line `name tensors integers...` followed by its tensors, each a line `bytes misalignment` (bytes = -1:
+// none) and the bytes. A result is a line `count`, then for each output a line `bytes` and the bytes.
 #include <cstdio>
 #include <fstream>
 #include <iostream>
@@ -105,7 +105,8 @@ std::vector<Buffer> depthwise_forward_case(Case& c) {
   p.scale = c.tensor<float>();
   p.shift = c.tensor<float>();
 
-  const int64_t outputs = static_cast<int64_t>(p.shape.batch) * p.shape.out_height * p.shape.out_width * p.shape.channels;
+  const int64_t outputs =
+      static_cast<int64_t>(p.shape.batch) * p.shape.out_height * p.shape.out_width * p.shape.channels;
   const int64_t vectors = static_cast<int64_t>(p.shape.batch) * p.shape.channels;
   std::vector<Buffer> results;
   results.emplace_back(outputs * element_size(type), misalignment);
@@ -213,8 +214,8 @@ std::vector<Buffer> count_plans_case(Case& c) {
   results.emplace_back(8, 0);
   int64_t* count = results[0].data<int64_t>();
   *count = 0;
-  for_each_plan(backward ? backward_request(shape, type, need_dx, need_dw, has_z) : forward_request(shape, type), limits,
-                [&](const DepthwisePlan&) { ++*count; });
+  for_each_plan(backward ? backward_request(shape, type, need_dx, need_dw, has_z) : forward_request(shape, type),
+                limits, [&](const DepthwisePlan&) { ++*count; });
   return results;
 }
 

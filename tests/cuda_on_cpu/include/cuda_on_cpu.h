@@ -1,5 +1,6 @@
-// Runs CUDA kernels on the CPU: one operating-system thread per CUDA thread, barriers for __syncthreads, so that the sanitizers see
-// what the kernels do. Blocks run one after another, except in cooperative launches. Slow and exact: for tests on small shapes.
+// Runs CUDA kernels on the CPU: one operating-system thread per CUDA thread, barriers for __syncthreads, so that the
+// sanitizers see what the kernels do. Blocks run one after another, except in cooperative launches. Slow and exact: for
+// tests on small shapes.
 #pragma once
 
 #include <atomic>
@@ -57,7 +58,8 @@ struct Warp {
   float slots[kWarpThreads];
 };
 
-// What the threads of a block share. The memory has exactly the size the launch asked for, so that AddressSanitizer knows its end.
+// What the threads of a block share. The memory has exactly the size the launch asked for, so that AddressSanitizer
+// knows its end.
 struct Block {
   Block(unsigned threads, size_t shared_bytes) : barrier(threads), shared_bytes(shared_bytes) {
     shared = static_cast<unsigned char*>(std::aligned_alloc(16, (shared_bytes + 15) / 16 * 16 + 16));
