@@ -106,7 +106,7 @@ def test_training(stage, size):
     5 % of a 7x7 block and nothing of a 112x112 one; partial weight gradients may add a few per cent there.
     """
     s = Sizes(stage, size)
-    fused, merged = fused_training(s, stage)
+    _, merged = fused_training(s, stage)
     vectors = 29 * 2 * BATCH * int(stage.in_channels * stage.expand_ratio)
     traffic = training_step(stage, size)
     assert traffic.total == pytest.approx(BYTES * (merged + vectors), rel=0.07), traffic.by_kernel()

@@ -29,8 +29,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "dtype" in metafunc.fixturenames:
-        metafunc.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
+    """Tests that take ``dtype`` run in every dtype; those over many shapes do the half types on the first two only,
+    because the interpreter is slow."""
+    if "dtype" not in metafunc.fixturenames:
+        return
+    shapes = getattr(metafunc.module, "SHAPES", None)
+    if shapes is None or "shape" not in metafunc.fixturenames:
+        metafunc.parametrize("dtype", DTYPES, ids=_dtype_name)
+        return
+    few = list(shapes)[:2] if INTERPRET else list(shapes)
+    pairs = [(name, dtype) for dtype in DTYPES for name in (shapes if dtype == torch.float32 else few)]
+    ids = [f"{name}-{_dtype_name(dtype)}" for name, dtype in pairs]
+    metafunc.parametrize("shape, dtype", [(shapes[name], dtype) for name, dtype in pairs], ids=ids)
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 class Kit:
