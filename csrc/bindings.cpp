@@ -83,7 +83,7 @@ py::list depthwise_plans(std::array<int64_t, 4> shape, int kernel, int stride, s
   r.shape.out_width = (r.shape.width + padding[0] + padding[1] - kernel) / stride + 1;
   r.element = element;
   r.backward = backward;
-  r.roles = roles;
+  r.roles = backward ? roles : 1;
   r.has_z = has_z;
   const DeviceLimits limits{device[0], device[1], device[2]};
   py::list plans;

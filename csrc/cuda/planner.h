@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 
@@ -131,12 +132,15 @@ inline double predicted_time(const PlannerRequest& r, const DepthwisePlan& p, co
   const int by_shared = static_cast<int>(d.shared_per_multiprocessor / (shared + 1024));
   const int resident = std::max(1, std::min({by_registers, by_shared, 32, 2048 / threads}));
 
+  // Idle multiprocessors in the last round: all of it counts while every block runs at once, half of it when later
+  // blocks fill gaps.
   const double blocks = static_cast<double>(p.blocks());
-  const double waves = blocks / (static_cast<double>(resident) * d.multiprocessors);
-  const double full_waves =
-      static_cast<double>(static_cast<int64_t>(waves)) + (waves > static_cast<int64_t>(waves) ? 1 : 0);
-  // Blocks of different waves overlap, so that only part of the last wave's idleness is lost when there are many.
-  const double stretch = waves < 1 ? 1 : (waves + std::min(full_waves - waves, 0.5)) / waves;
+  const double share = blocks / d.multiprocessors;
+  const double rounds = share / resident;
+  const double stretch =
+      share < resident ? std::ceil(share) / share : (rounds + 0.5 * (std::ceil(rounds) - rounds)) / rounds;
+  // Twelve warps hide the latency of shared memory and of the arithmetic.
+  const double filled = std::min(1.0, std::min(std::ceil(share), static_cast<double>(resident)) * warps / 12);
 
   const double halo_rows = r.backward ? (s.kernel - 1) / s.stride : s.kernel - s.stride;
   const double steps = r.backward ? p.rows + halo_rows : p.rows * s.stride + halo_rows;
@@ -147,16 +151,16 @@ inline double predicted_time(const PlannerRequest& r, const DepthwisePlan& p, co
   const double columns = r.backward ? s.width : s.out_width;
   const double rows = r.backward ? s.height : s.out_height;
   const double written = static_cast<double>(s.batch) * rows * columns * s.channels * r.element;
-  const double bytes = read + written;
-  const double busy = std::min(1.0, blocks / d.multiprocessors);
-  const double memory_time = bytes / (4.3e6 * std::min(1.0, busy * 2)) * stretch;
+  // Partial rows of statistics, or of sums and the weight's gradient, are written and read again.
+  const double partials = static_cast<double>(p.partial_rows()) * s.channels * (r.backward ? taps + 2 : 3) * 8;
+  const double memory_time = (read + written + partials) / 4.3e6 * stretch / std::min(1.0, 1.3 * filled);
 
   const double per_step = (taps / s.stride) * columns_per_thread(s.kernel) * 2 + 100;
   const double warp_steps = blocks * p.images * steps * warps;
-  const double issue_time = warp_steps * per_step / (d.multiprocessors * 4 * 1700.0 * busy) * stretch;
+  const double issue_time = warp_steps * per_step / (d.multiprocessors * 4 * 1700.0) * stretch / filled;
 
   // About 500 cycles a row, and the weights first; rows of a block follow each other.
-  const double chain = (p.images * steps + 4) * 0.3 * std::max(1.0, full_waves);
+  const double chain = (p.images * steps + 4) * 0.3 * std::max(1.0, std::ceil(rounds));
   return std::max({memory_time, issue_time, chain}) + 0.1 * std::min({memory_time, issue_time, chain});
 }
 
