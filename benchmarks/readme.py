@@ -23,15 +23,17 @@ BUSY = 1.0
 
 def section(folder: Path) -> str:
     """The Markdown between the markers."""
-    devices = [
-        (path.name, load(sorted(path.glob("*.json")))) for path in sorted(folder.iterdir()) if path.is_dir()
-    ]
+    devices = [(path.name, load(sorted(path.glob("*.json")))) for path in _folders(folder)]
     parts = [_device(name, device) for name, found in devices for device in found]
     parts = [part for part in parts if part]
     kinds = {facts.get("device") for _, found in devices for device in found for facts in device.environments}
     if "cuda" not in kinds:
         parts.append("Not measured on a GPU yet: nothing is claimed for one.\n")
     return "\n".join(parts)
+
+
+def _folders(results_folder: Path) -> list[Path]:
+    return sorted(path for path in results_folder.glob("*") if path.is_dir())
 
 
 def _device(folder: str, device: Device) -> str:
@@ -108,9 +110,8 @@ def main() -> int:
     arguments = parser.parse_args()
     folder = ROOT / "benchmarks" / "results"
     if not arguments.check:
-        for path in sorted(folder.iterdir()):
-            found = load(sorted(path.glob("*.json"))) if path.is_dir() else []
-            for device in found:
+        for path in _folders(folder):
+            for device in load(sorted(path.glob("*.json"))):
                 figures.save(device, ROOT / "docs" / "figures" / path.name)
     readme = ROOT / "README.md"
     text = readme.read_text()

@@ -89,6 +89,7 @@ def quick(tmp_path: Path) -> list[str]:
     return ["bench", "b0", "--resolution", "32", "--seconds", "0.02", "--rounds", "2", "--device", "cpu"]
 
 
+@pytest.mark.slow
 def test_bench_measures_compares_and_keeps_rows(
     quick: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -153,6 +154,7 @@ def test_the_budget_skips_what_is_left(capsys: pytest.CaptureFixture[str], quick
     assert [row["status"] for row in rows] == ["skipped"]
 
 
+@pytest.mark.slow
 def test_interrupted_sweeps_keep_what_they_have(quick: list[str], tmp_path: Path) -> None:
     out = tmp_path / "part.json"
     command = [

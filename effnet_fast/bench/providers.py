@@ -179,5 +179,7 @@ def default_providers(device: str, quick: bool) -> list[str]:
     names = [name for name in PROVIDERS if name not in (_CPU_ONLY if device == "cuda" else _CUDA_ONLY)]
     names = [n for n in names if n not in packages or importlib.util.find_spec(packages[n]) is not None]
     if quick:
-        names = [n for n in names if n not in _SLOW_TO_START and n != "compile"]
+        # ONNX Runtime's usual build has no CUDA: a whole process to say so.
+        slow = {"compile", *_SLOW_TO_START, *(["onnxruntime"] if device == "cuda" else [])}
+        names = [n for n in names if n not in slow]
     return names
