@@ -27,6 +27,7 @@ def pool():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("kernel", coverage.CASES)
 def test_compiles(kernel: str, pool: ProcessPoolExecutor) -> None:
     results: list[Result] = [result for batch in pool.map(run, list(jobs(kernel))) for result in batch]
