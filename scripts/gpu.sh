@@ -30,6 +30,8 @@ REHEARSE=${2:+1}
 BEGAN=$SECONDS
 LOG=$OUT/gpu.log
 : >"$LOG"
+# Results of an earlier run must not pass for this one's.
+rm -f "$OUT"/e2e.json "$OUT"/e2e.csv "$OUT"/shapes.json "$OUT"/profile.json "$OUT"/report.html
 echo "stage,status,seconds,box" >"$OUT/stages.csv"
 
 if [ -z "${PYTHON:-}" ]; then
