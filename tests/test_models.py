@@ -1,4 +1,4 @@
-"""The models against torchvision's, number for number."""
+"""The models' own modules against torchvision's, number for number; test_fused_models.py has them fused."""
 
 import copy
 import functools
@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from effnet_fast import models
+from effnet_fast import models, unpatch
 from effnet_fast.nn import MBConv
 
 ALL = models.list_models()
@@ -21,7 +21,7 @@ def pair(name, seed=0, **kwargs):
     """Ours and torchvision's model, each built right after the same seed."""
     stock_builder = getattr(torchvision_models(), f"efficientnet_{name}")
     torch.manual_seed(seed)
-    ours = getattr(models, name)(**kwargs)
+    ours = unpatch(getattr(models, name)(**kwargs))
     after_ours = torch.get_rng_state()
     torch.manual_seed(seed)
     stock = stock_builder(**kwargs)
