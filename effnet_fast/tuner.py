@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,16 +22,8 @@ from .kernels import configs
 from .models.config import VARIANTS, Stage, scaled_stages
 from .ops import mbconv_kernels as blocks
 
-
-class Call(NamedTuple):
-    """One op with its arguments, to be run again."""
-
-    function: Callable[..., Any]
-    arguments: tuple[Any, ...]
-    options: dict[str, Any]
-
-    def __call__(self) -> Any:
-        return self.function(*self.arguments, **self.options)
+#: One op with its arguments, to be run again.
+Call = Callable[[], Any]
 
 
 def tune(
@@ -76,10 +69,10 @@ def tune(
             candidates.append(None)
         if len(candidates) < 2:
             continue
-        times = []
+        times: list[float] = []
         for config in candidates:
             with tuning.force(kernel, config):
-                times.append(sum(measure(call) for call in calls))
+                times.append(sum(float(measure(call)) for call in calls))
         best = min(range(len(times)), key=times.__getitem__)
         winners[tuning.entry_key(kernel, dtype, klass)] = candidates[best]
         report(f"{kernel}/{klass}: {candidates[best]}, {times[0] / max(times[best], 1e-12):.2f}x the default")
@@ -116,7 +109,7 @@ def _record(stage: Stage, size: int, dtype: torch.dtype, batch: int, device: tor
 
     def recording(op: str, **facts: Any) -> Callable[..., Any]:
         def run(*arguments: Any, **options: Any) -> Any:
-            calls.append(Call(getattr(launchers, op), arguments, options))
+            calls.append(partial(getattr(launchers, op), *arguments, **options))
             return calls[-1]()
 
         return run
