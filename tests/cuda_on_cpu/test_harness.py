@@ -64,6 +64,7 @@ FAULTS = {
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", FAULTS)
 def test_fault_is_caught(name: str, tmp_path: Path) -> None:
     if harness.compiler() is None:
