@@ -40,7 +40,9 @@ def saved_bytes(model: nn.Module, x: torch.Tensor) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--dtype", choices=DTYPES, default="bf16")
     dtype = DTYPES[parser.parse_args().dtype]
     print("| model | resolution | stock, MB per image | fused, MB per image | ratio |")
