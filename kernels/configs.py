@@ -19,7 +19,7 @@ CLASSES = {
     "pointwise_fwd": (32, 64, 128),  # cout
     "pointwise_dgrad": (32, 64, 128),  # cin
     "pointwise_wgrad": (32, 64),  # cin
-    "pointwise_backward": (64, 128),  # cout; must fit in BLOCK_K, or one kernel per gradient runs instead
+    "pointwise_backward": (32, 64, 128),  # cout; must fit in BLOCK_K, or one kernel per gradient runs instead
     "squeeze_excite_fwd": (16, 64, 256, 1024),  # hidden; must fit in BLOCK_R
     "squeeze_excite_bwd": (16, 64, 256, 1024),
     "squeeze_excite_wgrad": (16, 32),  # hidden
@@ -52,7 +52,7 @@ TABLE: dict[str, tuple[Row, ...]] = {
         ("mma", "*", "*", _gemm(64, 128, 32, 8, 3)),
         ("mma", "*", "*", _gemm(128, 64, 32, 8, 3)),
         ("fma", "32", "*", _gemm(64, 32, 16, 4, 2)),
-        ("fma", "*", "*", _gemm(64, 64, 16, 4, 2)),
+        ("fma", "*", "*", _gemm(64, 64, 16, 8, 2)),
     ),
     "pointwise_dgrad": (
         ("mma", "32", "*", _gemm(64, 32, 32, 4, 2)),
@@ -70,10 +70,11 @@ TABLE: dict[str, tuple[Row, ...]] = {
         ("fma", "*", "*", _gemm(32, 32, 64, 8, 2)),
     ),
     "pointwise_backward": (
-        ("mma", "64", "*", _gemm(16, 64, 64, 4, 2)),
-        ("mma", "64", "*", _gemm(16, 64, 64, 8, 2)),
         ("mma", "128", "*", _gemm(16, 64, 128, 8, 2)),
-        ("fma", "64", "*", _gemm(16, 32, 64, 8, 2)),
+        ("mma", "*", "*", _gemm(16, 64, 64, 4, 2)),
+        ("mma", "*", "*", _gemm(16, 64, 64, 8, 2)),
+        # Wider outputs take a kernel per gradient: 64 columns on the FMA units spill 232 bytes.
+        ("fma", "32", "*", _gemm(16, 32, 32, 8, 2)),
     ),
     # Without a limit ptxas aims for an occupancy and spills a few bytes to reach it.
     "depthwise_fwd": (

@@ -32,12 +32,12 @@ def test_stores_the_fastest(tmp_path, monkeypatch):
     stored = json.loads(path.read_text())
     assert set(stored) >= {
         "depthwise_fwd/float16/*",
-        "pointwise_backward/float16/64",
+        "pointwise_backward/float16/32",
         "affine_pool/float16/*",
     }
     arch = tuning.architecture(device)
     assert stored["depthwise_fwd/float16/*"] == configs.rows("depthwise_fwd", torch.float16, arch)[-1]
-    assert stored["pointwise_backward/float16/64"] is None
+    assert stored["pointwise_backward/float16/32"] is None
     assert len(lines) == len(stored)
 
 
@@ -54,7 +54,7 @@ def test_launches_use_what_was_stored(tmp_path, monkeypatch):
     assert tuning.find("depthwise_fwd", torch.float16, device) == rows[0]
     stored = {
         "depthwise_fwd/float16/*": rows[1],
-        "pointwise_backward/float16/64": None,
+        "pointwise_backward/float16/32": None,
         "affine_pool/float16/*": {},
     }
     path.write_text(json.dumps(stored))
