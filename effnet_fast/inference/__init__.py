@@ -1,0 +1,1 @@
+"""Inference with everything prepared once: folded, packed, planned."""
