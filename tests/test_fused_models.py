@@ -8,7 +8,16 @@ from effnet_fast import use_backend
 
 torchvision_models = pytest.importorskip("torchvision.models")
 
-CLOSE = {"rtol": 1e-5, "atol": 1e-5}
+TOLERANCE = 1e-5
+
+
+def assert_close(name: str, got: torch.Tensor, expected: torch.Tensor) -> None:
+    """To 1e-5 of the tensor's largest value (of 1 if that is smaller): through 40 blocks that use the batch's
+    statistics stock fp32 itself is that far from fp64."""
+    scale = max(1.0, expected.detach().abs().max().item())
+    torch.testing.assert_close(
+        got, expected, rtol=TOLERANCE, atol=TOLERANCE * scale, msg=lambda m: f"{name}: {m}"
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -32,10 +41,10 @@ def test_inference(name: str) -> None:
     ours, stock = pair(name)
     x = torch.randn(2, 3, 96, 96)
     with torch.inference_mode():
-        torch.testing.assert_close(ours.eval()(x), stock.eval()(x), **CLOSE)
+        assert_close("logits", ours.eval()(x), stock.eval()(x))
 
 
-@pytest.mark.parametrize("name, size", [("b0", 128), ("b2", 128), ("b5", 96)])
+@pytest.mark.parametrize("name, size", [("b0", 128), ("b2", 128), ("b5", 128)])
 def test_training_step(name: str, size: int) -> None:
     """Dropout and stochastic depth on, from one seed."""
     ours, stock = pair(name)
@@ -45,8 +54,8 @@ def test_training_step(name: str, size: int) -> None:
         torch.manual_seed(1)
         outputs.append(model.train()(x))
         outputs[-1].square().mean().backward()
-    torch.testing.assert_close(outputs[1], outputs[0], **CLOSE)
+    assert_close("logits", outputs[1], outputs[0])
     for (key, p), q in zip(stock.named_parameters(), ours.parameters(), strict=True):
-        torch.testing.assert_close(q.grad, p.grad, **CLOSE, msg=lambda m, key=key: f"gradient of {key}: {m}")
+        assert_close(f"gradient of {key}", q.grad, p.grad)
     for (key, p), q in zip(stock.named_buffers(), ours.buffers(), strict=True):
-        torch.testing.assert_close(q, p, **CLOSE, msg=lambda m, key=key: f"{key}: {m}")
+        assert_close(key, q, p)
