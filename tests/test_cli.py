@@ -68,6 +68,9 @@ def test_models_table(command: Callable[..., Result]) -> None:
     rows = {line.split()[0]: line.split() for line in out.splitlines()[2:10]}
     assert rows["b0"] == ["b0", "224", "16", "1280", "0.2", "5.29", "M", "0.39", "G"]
     assert rows["b7"] == ["b7", "600", "55", "2560", "0.5", "66.35", "M", "37.75", "G"]
+    stage = next(line.split() for line in out.splitlines() if line.startswith("stage5"))
+    assert stage[:7] == ["stage5", "5x5", "6", "1", "3", "x", "112"]
+    assert stage[-3:] == ["10", "x", "224"]
 
 
 def test_models_json_is_the_python_result(command: Callable[..., Result]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 
 from ..models import ModelSummary, list_models, summarize
 from .output import Output
@@ -38,8 +39,21 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
             for s in summaries
         ],
     )
-    output.line("stages of one model: effnet-fast models b3")
+    _show_all_stages(summaries, output)
+    output.line("sizes and costs of one model's stages: effnet-fast models b3")
     return 0
+
+
+def _show_all_stages(summaries: Sequence[ModelSummary], output: Output) -> None:
+    """Kernel, expansion and stride are the same in every model, depth and width are what scaling changes."""
+    rows = []
+    for stages in zip(*(summary.stages for summary in summaries), strict=True):
+        first = stages[0]
+        if first.name.startswith("stage"):
+            shared = (f"{first.kernel_size}x{first.kernel_size}", f"{first.expand_ratio:g}", str(first.stride))
+            rows.append((first.name, *shared, *(f"{s.repeats} x {s.out_channels}" for s in stages)))
+    columns = ("stage", "kernel", "expand", "stride", *(summary.name for summary in summaries))
+    output.table(columns, rows, "repeats x output channels")
 
 
 def _show_stages(summary: ModelSummary, output: Output) -> None:
