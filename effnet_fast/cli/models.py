@@ -50,7 +50,11 @@ def _show_all_stages(summaries: Sequence[ModelSummary], output: Output) -> None:
     for stages in zip(*(summary.stages for summary in summaries), strict=True):
         first = stages[0]
         if first.name.startswith("stage"):
-            shared = (f"{first.kernel_size}x{first.kernel_size}", f"{first.expand_ratio:g}", str(first.stride))
+            shared = (
+                f"{first.kernel_size}x{first.kernel_size}",
+                f"{first.expand_ratio:g}",
+                str(first.stride),
+            )
             rows.append((first.name, *shared, *(f"{s.repeats} x {s.out_channels}" for s in stages)))
     columns = ("stage", "kernel", "expand", "stride", *(summary.name for summary in summaries))
     output.table(columns, rows, "repeats x output channels")
