@@ -132,6 +132,12 @@ def _parts(op: str, *results: Any) -> list[tuple[Any, ...]]:
     return parts
 
 
+@pytest.fixture(autouse=True)
+def exact_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU convolutions, and so these kernels, round float32 to TF32 unless told otherwise."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
 @pytest.fixture
 def kit(request: pytest.FixtureRequest) -> Kit:
     dtype = request.getfixturevalue("dtype") if "dtype" in request.fixturenames else torch.float32
