@@ -101,6 +101,8 @@ struct Image {
   int64_t image_stride, pixel_stride;  // elements
 };
 
+enum class Scaling : int32_t { kNone, kWeights, kBlock, kImage };
+
 // One layer, or a part of one, of some images; every item can be computed by any thread, and only what a step before
 // has written is read. Numbers do not depend on how the items are cut.
 struct Step {
@@ -142,15 +144,22 @@ struct Step {
   int64_t vector_stride, vectors_out_stride;
   float pool_divisor;
 
-  // Excite: the gate multiplies either the rows of the projection's weights, into `scaled_weights`, or `in`.
-  void* scaled_weights;
-  int64_t scaled_stride;  // elements from image to image; 0: the weights are shared
-
-  // Projection: pixels of an item.
-  int64_t pixel_blocks;
+  // Projection: an item is a block of pixels times a part of the panels. The gate, `vectors`, multiplies a copy in the
+  // thread's own scratch memory of what is smaller: the weights or the pixels.
+  int64_t pixel_blocks, panel_parts;
+  Scaling scaling;
+  const Segment* scaled_segments;  // of the copied pixels
 };
 
-using NetworkItem = void(const Step& step, int64_t item, float* scratch);
+// What a thread keeps between the items it computes.
+struct ThreadState {
+  float* scratch;
+  // Whose scaled copy lies in the scratch memory.
+  const Step* scaled_step;
+  int64_t scaled_image;
+};
+
+using NetworkItem = void(const Step& step, int64_t item, ThreadState& state);
 
 EFFNET_DECLARE_PER_ISA(NetworkItem, network_item)
 

@@ -37,7 +37,7 @@ void store_final(const float* block, int64_t pixels, int64_t channels, const flo
 
 // Pixels [first, end) of one panel; `a` and its segments start at pixel `shift`.
 template <class T>
-void product_rows(const Step& s, const T* a, int64_t shift, const void* weights, int64_t image, int64_t panel,
+void product_rows(const Step& s, const Gemm& gemm, const T* a, int64_t shift, const void* weights, int64_t image, int64_t panel,
                   int64_t first, int64_t end, float* block) {
   const int64_t width = s.gemm.panels.width(panel), channel = s.gemm.panels.first(panel) * kGroup;
   const T* columns = panel_of<T>(s.gemm, weights, panel);
@@ -52,7 +52,7 @@ void product_rows(const Step& s, const T* a, int64_t shift, const void* weights,
   const int64_t blocks = divide_up(end - first, kBlockPixels);
   for (int64_t i = 0; i < blocks; ++i) {
     const int64_t from = first + i * (end - first) / blocks, to = first + (i + 1) * (end - first) / blocks;
-    multiply(a, s.gemm, from - shift, static_cast<int>(to - from), columns, width, block);
+    multiply(a, gemm, from - shift, static_cast<int>(to - from), columns, width, block);
     const int64_t at = image * s.out.image_stride + from * s.out.pixel_stride + channel;
     const T* other = residual == nullptr ? nullptr : residual + from * s.residual.pixel_stride;
     if (s.final_channels > 0) {
@@ -119,7 +119,7 @@ void stem_item(const Step& s, int64_t item, float* scratch) {
   }
   for (int64_t row = first; row < end; ++row) {
     for (int64_t panel = 0; panel < s.gemm.panels.count; ++panel) {
-      product_rows(s, tile + (row - first) * s.stride * pitch, row * s.out_width, s.gemm.weights, image, panel,
+      product_rows(s, s.gemm, tile + (row - first) * s.stride * pitch, row * s.out_width, s.gemm.weights, image, panel,
                    row * s.out_width, (row + 1) * s.out_width, block);
     }
   }
@@ -189,65 +189,14 @@ void squeeze_item(const Step& s, int64_t item, float* scratch) {
                   [&](auto known) { activate_group<known.value>(s.linear_bias + group * kGroup, out); });
 }
 
-// to = from * gate over `count` groups of `pixels`.
 template <class T>
-void scale_pixels(const T* from, int64_t pixels, int64_t width, const float* gate, T* to) {
-  for (int64_t pixel = 0; pixel < pixels; ++pixel) {
-    for (int64_t c = 0; c < width * kGroup; c += kLanes) {
-      store(to + pixel * width * kGroup + c, load(from + pixel * width * kGroup + c) * load(gate + c));
-    }
-  }
-}
-
-void scale_rows(const float* from, int64_t rows, int64_t columns, const float* gate, float* to) {
-  for (int64_t row = 0; row < rows; ++row) {
-    const Vec factor(gate[row]);
-    for (int64_t c = 0; c < columns; c += kLanes) store(to + row * columns + c, load(from + row * columns + c) * factor);
-  }
-}
-
-inline Uint rounded(Vec x) {
-  const Uint bits = (Uint)x.v;
-  return (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-}
-
-// Rows lie in pairs; gates of rows past the last are whatever is behind the gate vector, times zero weights.
-void scale_rows(const BFloat16* from, int64_t rows, int64_t columns, const float* gate, BFloat16* to) {
-  for (int64_t row = 0; row < rows; row += 2) {
-    const Vec even(gate[row]), odd(gate[row + 1]);
-    for (int64_t c = 0; c < 2 * columns; c += 2 * kLanes) {
-      Uint pairs;
-      std::memcpy(&pairs, from + row * columns + c, sizeof pairs);
-      const Vec first((Float)(pairs << 16)), second((Float)(pairs & 0xffff0000u));
-      const Uint scaled = rounded(first * even) | (rounded(second * odd) << 16);
-      std::memcpy(to + row * columns + c, &scaled, sizeof scaled);
-    }
-  }
-}
-
-template <class T>
-void excite_item(const Step& s, int64_t item, float*) {
+void excite_item(const Step& s, int64_t item) {
   const int64_t chunk = item % s.chunks.count, image = item / s.chunks.count;
-  const int64_t width = s.chunks.width(chunk), first = s.chunks.first(chunk);
-  alignas(64) float gate[kPanel];
-  for (int64_t group = 0; group < width; ++group) {
-    multiply_vectors<T, 1>(s.vectors + image * s.vector_stride, 0, s.linear_in, group_weights<T>(s, first + group),
-                           gate + group * kGroup, 0);
-    with_activation(s.linear_act, [&](auto known) {
-      activate_group<known.value>(s.linear_bias + (first + group) * kGroup, gate + group * kGroup);
-    });
-  }
-  if (s.scaled_stride == 0) {
-    T* pixels = static_cast<T*>(s.out.data) + image * s.out.image_stride + first * kGroup * s.out_height * s.out_width;
-    scale_pixels<T>(pixels, s.out_height * s.out_width, width, gate, pixels);
-    return;
-  }
-  const int64_t row = first * kGroup, rows = std::min(width * kGroup, s.gemm.depth - row);
-  for (int64_t panel = 0; panel < s.gemm.panels.count; ++panel) {
-    const int64_t columns = s.gemm.panels.width(panel) * kGroup;
-    const T* from = panel_of<T>(s.gemm, s.gemm.weights, panel) + row * columns;
-    T* to = static_cast<T*>(s.scaled_weights) + image * s.scaled_stride + (from - static_cast<const T*>(s.gemm.weights));
-    scale_rows(from, rows, columns, gate, to);
+  for (int64_t group = s.chunks.first(chunk); group < s.chunks.first(chunk) + s.chunks.width(chunk); ++group) {
+    float* gate = s.vectors_out + image * s.vectors_out_stride + group * kGroup;
+    multiply_vectors<T, 1>(s.vectors + image * s.vector_stride, 0, s.linear_in, group_weights<T>(s, group), gate, 0);
+    with_activation(s.linear_act,
+                    [&](auto known) { activate_group<known.value>(s.linear_bias + group * kGroup, gate); });
   }
 }
 
@@ -280,15 +229,87 @@ void classify_item(const Step& s, int64_t item, float* scratch) {
 
 // --- Projection and head -------------------------------------------------------------------------------------------
 
+// The gate times pixels [first, end) of one image, chunk after chunk as `scaled_segments` say.
 template <class T>
-void project_item(const Step& s, int64_t item, float* scratch) {
-  const int64_t panels = s.gemm.panels.count, pixels = s.out_height * s.out_width;
-  const int64_t panel = item % panels, block = item / panels % s.pixel_blocks, image = item / panels / s.pixel_blocks;
-  const T* weights =
-      s.scaled_stride > 0 ? static_cast<const T*>(s.scaled_weights) + image * s.scaled_stride
-                          : static_cast<const T*>(s.gemm.weights);
-  product_rows(s, static_cast<const T*>(s.in.data) + image * s.in.image_stride, 0, weights, image, panel,
-               block * pixels / s.pixel_blocks, (block + 1) * pixels / s.pixel_blocks, scratch);
+void scale_pixels(const Step& s, int64_t image, int64_t first, int64_t end, T* to) {
+  const T* from = static_cast<const T*>(s.in.data) + image * s.in.image_stride;
+  const float* gate = s.vectors + image * s.vector_stride;
+  for (int64_t chunk = 0; chunk < s.chunks.count; ++chunk) {
+    const int64_t width = s.chunks.width(chunk) * kGroup;
+    const T* in = from + s.gemm.segments[chunk].offset + first * width;
+    T* out = to + s.scaled_segments[chunk].offset;
+    for (int64_t pixel = first; pixel < end; ++pixel) {
+      for (int64_t c = 0; c < width; c += kLanes) store(out + c, load(in + c) * load(gate + c));
+      in += width;
+      out += width;
+    }
+    gate += width;
+  }
+}
+
+void scale_rows(const float* from, int64_t rows, int64_t columns, const float* gate, float* to) {
+  for (int64_t row = 0; row < rows; ++row) {
+    const Vec factor(gate[row]);
+    for (int64_t c = 0; c < columns; c += kLanes) store(to + row * columns + c, load(from + row * columns + c) * factor);
+  }
+}
+
+inline Uint rounded(Vec x) {
+  const Uint bits = (Uint)x.v;
+  return (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+}
+
+// Rows lie in pairs. The gate of a row that only makes their number even multiplies zeros.
+void scale_rows(const BFloat16* from, int64_t rows, int64_t columns, const float* gate, BFloat16* to) {
+  for (int64_t row = 0; row < rows; row += 2) {
+    const Vec even(gate[row]), odd(gate[row + 1]);
+    for (int64_t c = 0; c < 2 * columns; c += 2 * kLanes) {
+      Uint pairs;
+      std::memcpy(&pairs, from + row * columns + c, sizeof pairs);
+      const Vec first((Float)(pairs << 16)), second((Float)(pairs & 0xffff0000u));
+      const Uint scaled = rounded(first * even) | (rounded(second * odd) << 16);
+      std::memcpy(to + row * columns + c, &scaled, sizeof scaled);
+    }
+  }
+}
+
+template <class T>
+void scale_weights(const Step& s, int64_t image, T* to) {
+  for (int64_t panel = 0; panel < s.gemm.panels.count; ++panel) {
+    const T* from = panel_of<T>(s.gemm, s.gemm.weights, panel);
+    scale_rows(from, s.gemm.depth, s.gemm.panels.width(panel) * kGroup, s.vectors + image * s.vector_stride,
+               to + (from - static_cast<const T*>(s.gemm.weights)));
+  }
+}
+
+template <class T>
+void project_item(const Step& s, int64_t item, ThreadState& state) {
+  const int64_t pixels = s.out_height * s.out_width;
+  const int64_t block = item % s.pixel_blocks, part = item / s.pixel_blocks % s.panel_parts;
+  const int64_t image = item / s.pixel_blocks / s.panel_parts;
+  const int64_t first = block * pixels / s.pixel_blocks, end = (block + 1) * pixels / s.pixel_blocks;
+  const T* a = static_cast<const T*>(s.in.data) + image * s.in.image_stride;
+  const void* weights = s.gemm.weights;
+  int64_t shift = 0;
+  Gemm gemm = s.gemm;
+  float* product = state.scratch;
+  T* scaled = reinterpret_cast<T*>(state.scratch + kBlockPixels * kPanel);
+  if (s.scaling != Scaling::kNone) {
+    const bool ready = state.scaled_step == &s && state.scaled_image == image && s.scaling != Scaling::kBlock;
+    state.scaled_step = &s, state.scaled_image = image;
+    if (s.scaling == Scaling::kWeights) {
+      if (!ready) scale_weights(s, image, scaled);
+      weights = scaled;
+    } else {
+      shift = s.scaling == Scaling::kBlock ? first : 0;
+      if (!ready) scale_pixels(s, image, shift, s.scaling == Scaling::kBlock ? end : pixels, scaled);
+      a = scaled, gemm.segments = s.scaled_segments;
+    }
+  }
+  const int64_t panels = s.gemm.panels.count;
+  for (int64_t panel = part * panels / s.panel_parts; panel < (part + 1) * panels / s.panel_parts; ++panel) {
+    product_rows(s, gemm, a, shift, weights, image, panel, first, end, product);
+  }
 }
 
 template <class T, Activation kAct>
@@ -325,7 +346,8 @@ void pool_item(const Step& s, int64_t item, float* scratch) {
 }
 
 template <class T>
-void run_item(const Step& step, int64_t item, float* scratch) {
+void run_item(const Step& step, int64_t item, ThreadState& state) {
+  float* scratch = state.scratch;
   switch (step.kind) {
     case StepKind::kStem:
       return stem_item<T>(step, item, scratch);
@@ -334,9 +356,9 @@ void run_item(const Step& step, int64_t item, float* scratch) {
     case StepKind::kSqueeze:
       return squeeze_item<T>(step, item, scratch);
     case StepKind::kExcite:
-      return excite_item<T>(step, item, scratch);
+      return excite_item<T>(step, item);
     case StepKind::kProject:
-      return project_item<T>(step, item, scratch);
+      return project_item<T>(step, item, state);
     case StepKind::kPool:
       return pool_item<T>(step, item, scratch);
     case StepKind::kClassify:
@@ -346,11 +368,11 @@ void run_item(const Step& step, int64_t item, float* scratch) {
 
 }  // namespace
 
-void network_item(const Step& step, int64_t item, float* scratch) {
+void network_item(const Step& step, int64_t item, ThreadState& state) {
   if (step.dtype == DType::kFloat32) {
-    run_item<float>(step, item, scratch);
+    run_item<float>(step, item, state);
   } else {
-    run_item<BFloat16>(step, item, scratch);
+    run_item<BFloat16>(step, item, state);
   }
 }
 

@@ -36,7 +36,7 @@ Padding padding_of(const ConvRecord& conv, int64_t height, int64_t width) {
   return p;
 }
 
-enum Region { kEarlyA, kEarlyB, kMiddle, kLateA, kLateB, kDepthwise, kSums, kHidden, kScaled, kPooled, kRegions };
+enum Region { kEarlyA, kEarlyB, kMiddle, kLateA, kLateB, kDepthwise, kSums, kHidden, kGates, kPooled, kRegions };
 
 class Planner {
  public:
@@ -255,6 +255,7 @@ class Planner {
     project.in = step.out, project.out = y;
     if (b.residual != 0) project.residual = x;
     project.final_channels = final ? b.project.out : 0;
+    project.chunks = step.chunks;
     if (gated) emit_gate(b, step, &project);
     cut_project(&project);
     push(project);
@@ -274,16 +275,12 @@ class Planner {
     Step excite = linear_step(StepKind::kExcite, b.excite, images);
     excite.vectors = hidden, excite.vector_stride = hidden_stride;
     excite.chunks = depthwise.chunks;
-    excite.out = depthwise.out, excite.out_height = depthwise.out_height, excite.out_width = depthwise.out_width;
-    excite.gemm = project->gemm;
-    // The smaller of the two is multiplied.
-    if (depthwise.out_height * depthwise.out_width >= b.project.out) {
-      excite.scaled_stride = project->gemm.depth * project->gemm.panels.groups * kGroup;
-      excite.scaled_weights = place(kScaled, images * excite.scaled_stride * element());
-      project->scaled_stride = excite.scaled_stride, project->scaled_weights = excite.scaled_weights;
-    }
+    excite.vectors_out_stride = excite.chunks.groups * kGroup;
+    excite.vectors_out = floats(kGates, images * excite.vectors_out_stride);
     excite.items = images * excite.chunks.count;
     push(excite);
+    project->vectors = excite.vectors_out, project->vector_stride = excite.vectors_out_stride;
+    project->scaling = Scaling::kBlock;
   }
 
   Step linear_step(StepKind kind, const LinearRecord& linear, int64_t images) const {
@@ -299,13 +296,19 @@ class Planner {
   // anew, so there are as few as an even division of the work allows. Costs in vector instructions.
   void cut_depthwise(Step* step, int64_t depth) const {
     int64_t best = 0;
+    const int64_t threads = std::max<int64_t>(call_.threads, 1);
     for (int64_t wanted = 1; wanted <= std::min<int64_t>(step->out_height, 64); ++wanted) {
       const int64_t rows = divide_up(step->out_height, wanted), bands = divide_up(step->out_height, rows);
+      // A thread that has the same rows in each layer reads what it has written itself.
+      const bool apart = step->images >= threads || bands % threads == 0;
+      if (bands > 1 && !apart) continue;
+      const int64_t foreign = (step->height * step->width * step->in.pixel_stride +
+                               step->out_height * step->out_width * step->out.pixel_stride) * element() / 2;
       const int64_t in_rows = std::min(step->height, (rows - 1) * step->stride + step->kernel);
       const int64_t expand = in_rows * step->width * kPanelGroups * (depth > 0 ? depth + 14 : 2);
       const int64_t convolve = rows * step->out_width * kPanelGroups * (step->kernel * step->kernel + 16);
-      const int64_t rounds = divide_up(step->images * step->chunks.count * bands, std::max<int64_t>(call_.threads, 1));
-      const int64_t cost = rounds * (expand + convolve + 1500);
+      const int64_t rounds = divide_up(step->images * step->chunks.count * bands, threads);
+      const int64_t cost = rounds * (expand + convolve + 1500) + (apart ? 0 : foreign / 8);
       if (best == 0 || cost < best) {
         best = cost;
         step->band_rows = rows, step->bands = bands;
@@ -322,13 +325,42 @@ class Planner {
     step->scratch_floats = step->ring_rows * row_bytes / 4 + kBlockPixels() + step->out_width * kGroup;
   }
 
-  void cut_project(Step* step) const {
-    const int64_t out_pixels = step->out_height * step->out_width, items = step->images * step->gemm.panels.count;
-    const int64_t cached = divide_up(out_pixels * step->gemm.depth * element(), kProjectBytes);
-    const int64_t shared = divide_up(8 * call_.threads, items);
-    step->pixel_blocks = std::clamp<int64_t>(std::max(cached, shared), 1, std::max<int64_t>(out_pixels / 16, 1));
-    step->items = items * step->pixel_blocks;
+  // Threads share an image's pixels, each reading all weights, or where those are larger than all pixels (and the pixels
+  // fit a scaled copy per thread), its panels.
+  void cut_project(Step* step) {
+    const int64_t out_pixels = step->out_height * step->out_width, threads = std::max<int64_t>(call_.threads, 1);
+    const int64_t columns = step->gemm.panels.groups * kGroup, depth = round_up(step->gemm.depth, kGroup);
+    step->panel_parts = 1;
+    if (step->images < threads && columns > out_pixels && out_pixels * depth * element() <= kProjectBytes) {
+      step->panel_parts = step->gemm.panels.count;
+      step->pixel_blocks = out_pixels >= 32 ? 2 : 1;
+    } else {
+      const int64_t cached = divide_up(out_pixels * depth * element(), kProjectBytes);
+      const int64_t shared = divide_up(2 * threads, step->images);
+      const int64_t blocks = std::max(cached, shared);
+      step->pixel_blocks = step->images < threads ? round_up(blocks, threads) : blocks;
+      step->pixel_blocks = std::clamp<int64_t>(step->pixel_blocks, 1, std::max<int64_t>(out_pixels / 8, 1));
+    }
+    step->items = step->images * step->pixel_blocks * step->panel_parts;
     step->scratch_floats = kBlockPixels();
+    if (step->scaling == Scaling::kNone) return;
+    const int64_t block = divide_up(out_pixels, step->pixel_blocks);
+    int64_t scaled = depth * columns, rows = 0;
+    if (step->panel_parts > 1) {
+      step->scaling = Scaling::kImage, rows = out_pixels;
+    } else if (block < columns) {
+      step->scaling = Scaling::kBlock, rows = block;
+    } else {
+      step->scaling = Scaling::kWeights;
+    }
+    if (rows > 0) {
+      scaled = rows * step->chunks.groups * kGroup;
+      std::vector<Segment> segments(step->gemm.segments, step->gemm.segments + step->gemm.segment_count);
+      for (int64_t i = 0; i < step->chunks.count; ++i) segments[i].offset = step->chunks.first(i) * kGroup * rows;
+      plan_.segments.push_back(std::move(segments));
+      step->scaled_segments = plan_.segments.back().data();
+    }
+    step->scratch_floats += scaled;
   }
 
   void emit_head(const Padding& shape, int64_t first, int64_t images, const Image& x) {
