@@ -119,9 +119,10 @@ std::vector<int64_t> network_plan(const Tensor& program, int64_t batch, int64_t 
   EFFNET_CHECK(batch > 0 && height > 0 && width > 0, op, "x", "at least one image and one pixel",
                std::to_string(batch) + " of " + std::to_string(height) + " x " + std::to_string(width));
   const NetworkPlan plan = plan_network(*records.network, records.blocks, describe(batch, height, width));
-  EFFNET_CHECK(plan.too_small == nullptr, op, "x",
-               std::string("an image that leaves the ") + (plan.too_small == nullptr ? "" : plan.too_small) + " a pixel",
-               std::to_string(height) + " x " + std::to_string(width));
+  EFFNET_CHECK(
+      plan.too_small == nullptr, op, "x",
+      std::string("an image that leaves the ") + (plan.too_small == nullptr ? "" : plan.too_small) + " a pixel",
+      std::to_string(height) + " x " + std::to_string(width));
   std::vector<int64_t> result{plan.workspace_bytes, static_cast<int64_t>(plan.steps.size())};
   result.insert(result.end(), plan.out_shape.begin(), plan.out_shape.end());
   return result;
@@ -147,6 +148,8 @@ void network_run(const Tensor& x, const Tensor& program, const Tensor& weights, 
   EFFNET_CHECK(workspace.is_cpu() && workspace.is_contiguous() && workspace.scalar_type() == ScalarType::Byte &&
                    workspace.numel() >= plan.workspace_bytes,
                op, "workspace", std::to_string(plan.workspace_bytes) + " bytes on the CPU", to_text(workspace));
+  EFFNET_CHECK(weights.numel() >= plan.weight_bytes, op, "weights", std::to_string(plan.weight_bytes) + " bytes",
+               weights.numel());
   EFFNET_CHECK(out.is_cpu() && out.is_contiguous() && out.scalar_type() == ScalarType::Float, op, "out",
                "a dense float32 CPU tensor", to_text(out));
   check_shape(out, plan.out_shape, op, "out");

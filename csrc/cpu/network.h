@@ -114,7 +114,7 @@ struct Step {
   int64_t height, width, out_height, out_width;
 
   Image in, out;
-  Image residual;     // data null: none
+  Image residual;          // data null: none
   int64_t final_channels;  // > 0: `out` is fp32 and has this many channels
   Gemm gemm;
 

@@ -1,5 +1,5 @@
-// Activations for inference: where AVX-512 has instructions for exp and for reciprocals, SiLU and sigmoid take 14 (fp32)
-// or 10 (bfloat16) of them.
+// Activations for inference: where AVX-512 has instructions for exp and for reciprocals, SiLU and sigmoid take 14
+// (fp32) or 10 (bfloat16) of them.
 #pragma once
 
 #include "vec.h"

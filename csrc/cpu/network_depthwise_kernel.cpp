@@ -1,5 +1,5 @@
-// Expansion and depthwise convolution as one step: the expanded rows go to a ring in the second-level cache and never to
-// memory; compiled once per instruction set.
+// Expansion and depthwise convolution as one step: the expanded rows go to a ring in the second-level cache and never
+// to memory; compiled once per instruction set.
 #include <algorithm>
 
 #include "network_act.h"
@@ -115,8 +115,8 @@ class Item {
     block_ = ring_ + kPanelGroups * plane_;
     row_ = block_ + kBlockPixels * kPanel;
     in_ = static_cast<const T*>(s.in.data) + image_ * s.in.image_stride;
-    out_ = static_cast<T*>(s.out.data) + image_ * s.out.image_stride +
-           first_group_ * kGroup * s.out_height * s.out_width;
+    out_ =
+        static_cast<T*>(s.out.data) + image_ * s.out.image_stride + first_group_ * kGroup * s.out_height * s.out_width;
   }
 
   void run() {
@@ -147,9 +147,7 @@ class Item {
     }
   }
 
-  int64_t used_columns() const {
-    return std::min(s_.width, std::max<int64_t>(s_.ring_columns - s_.pad_left, 0));
-  }
+  int64_t used_columns() const { return std::min(s_.width, std::max<int64_t>(s_.ring_columns - s_.pad_left, 0)); }
 
   void fill(int64_t first, int64_t end) {
     if (s_.gemm.segment_count == 0) {
@@ -184,7 +182,8 @@ class Item {
     for (int64_t group = 0; group < width_; ++group) {
       for (int64_t column = 0; column < used; ++column) {
         for (int64_t c = 0; c < kGroup; c += kLanes) {
-          store(to + group * plane_ + column * kGroup + c, load(from + column * s_.in.pixel_stride + group * kGroup + c));
+          store(to + group * plane_ + column * kGroup + c,
+                load(from + column * s_.in.pixel_stride + group * kGroup + c));
         }
       }
     }
@@ -194,8 +193,9 @@ class Item {
     const int64_t top = row * s_.stride - s_.pad_top;
     const int64_t first = std::max<int64_t>(top, 0), end = std::min(top + s_.kernel, s_.height);
     T* y = out_ + row * s_.out_width * width_ * kGroup;
-    float* sums = s_.sums == nullptr ? nullptr
-                                     : s_.sums + ((image_ * s_.out_height + row) * s_.chunks.groups + first_group_) * kGroup;
+    float* sums = s_.sums == nullptr
+                      ? nullptr
+                      : s_.sums + ((image_ * s_.out_height + row) * s_.chunks.groups + first_group_) * kGroup;
     for (int64_t group = 0; group < width_; ++group) {
       const float* weights = s_.taps + (first_group_ + group) * s_.kernel * s_.kernel * kGroup;
       for (int64_t c = 0; c < kGroup; c += kLanes) {

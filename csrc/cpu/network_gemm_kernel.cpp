@@ -10,10 +10,10 @@ struct Tile {
   const T* a;
   const Segment* segments;
   int64_t segment_count;
-  int64_t first;         // pixel
-  const T* b;            // the panel from the tile's first column on
-  int64_t b_stride;      // elements from row (bfloat16: pair of rows) to row
-  float* out;            // [rows][kPanel]
+  int64_t first;     // pixel
+  const T* b;        // the panel from the tile's first column on
+  int64_t b_stride;  // elements from row (bfloat16: pair of rows) to row
+  float* out;        // [rows][kPanel]
 };
 
 template <int kRows, int kVectors>

@@ -37,18 +37,16 @@ void store_final(const float* block, int64_t pixels, int64_t channels, const flo
 
 // Pixels [first, end) of one panel; `a` and its segments start at pixel `shift`.
 template <class T>
-void product_rows(const Step& s, const Gemm& gemm, const T* a, int64_t shift, const void* weights, int64_t image, int64_t panel,
-                  int64_t first, int64_t end, float* block) {
+void product_rows(const Step& s, const Gemm& gemm, const T* a, int64_t shift, const void* weights, int64_t image,
+                  int64_t panel, int64_t first, int64_t end, float* block) {
   const int64_t width = s.gemm.panels.width(panel), channel = s.gemm.panels.first(panel) * kGroup;
   const T* columns = panel_of<T>(s.gemm, weights, panel);
   const float* bias = s.gemm.bias + channel;
   const T* residual = s.residual.data == nullptr
                           ? nullptr
                           : static_cast<const T*>(s.residual.data) + image * s.residual.image_stride + channel;
-  const auto store_rows =
-      with_activation(s.gemm.act, [](auto known) { return &store_block<T, known.value>; });
-  const auto store_last =
-      with_activation(s.gemm.act, [](auto known) { return &store_final<T, known.value>; });
+  const auto store_rows = with_activation(s.gemm.act, [](auto known) { return &store_block<T, known.value>; });
+  const auto store_last = with_activation(s.gemm.act, [](auto known) { return &store_final<T, known.value>; });
   const int64_t blocks = divide_up(end - first, kBlockPixels);
   for (int64_t i = 0; i < blocks; ++i) {
     const int64_t from = first + i * (end - first) / blocks, to = first + (i + 1) * (end - first) / blocks;
@@ -185,8 +183,7 @@ void squeeze_item(const Step& s, int64_t item, float* scratch) {
   }
   float* out = s.vectors_out + image * s.vectors_out_stride + group * kGroup;
   multiply_vectors<T, 1>(scratch, 0, s.linear_in, group_weights<T>(s, group), out, 0);
-  with_activation(s.linear_act,
-                  [&](auto known) { activate_group<known.value>(s.linear_bias + group * kGroup, out); });
+  with_activation(s.linear_act, [&](auto known) { activate_group<known.value>(s.linear_bias + group * kGroup, out); });
 }
 
 template <class T>
@@ -250,7 +247,8 @@ void scale_pixels(const Step& s, int64_t image, int64_t first, int64_t end, T* t
 void scale_rows(const float* from, int64_t rows, int64_t columns, const float* gate, float* to) {
   for (int64_t row = 0; row < rows; ++row) {
     const Vec factor(gate[row]);
-    for (int64_t c = 0; c < columns; c += kLanes) store(to + row * columns + c, load(from + row * columns + c) * factor);
+    for (int64_t c = 0; c < columns; c += kLanes)
+      store(to + row * columns + c, load(from + row * columns + c) * factor);
   }
 }
 

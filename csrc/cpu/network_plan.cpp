@@ -75,7 +75,8 @@ class Planner {
   }
 
   Image at_image(Image image, int64_t index, int64_t element_bytes) const {
-    image.data = image.data == nullptr ? nullptr : static_cast<char*>(image.data) + index * image.image_stride * element_bytes;
+    image.data =
+        image.data == nullptr ? nullptr : static_cast<char*>(image.data) + index * image.image_stride * element_bytes;
     return image;
   }
 
@@ -84,17 +85,29 @@ class Planner {
     return at_image({call_.out, pixels * channels, channels}, first, 4);
   }
 
-  const float* vector(int64_t offset) const { return reinterpret_cast<const float*>(call_.weights + offset); }
+  // `count` weights at an offset that compile_network chose. What lies outside the weights is found out before any is
+  // read.
+  const void* weights_at(int64_t offset, int64_t count, int64_t element_bytes) {
+    plan_.weight_bytes = std::max(plan_.weight_bytes, offset < 0 ? INT64_MAX : offset + count * element_bytes);
+    return call_.weights == nullptr ? nullptr : call_.weights + offset;
+  }
+
+  const float* vector(int64_t offset, int64_t count) {
+    return static_cast<const float*>(weights_at(offset, round_up(count, kGroup), 4));
+  }
 
   Gemm gemm_of(const ConvRecord& conv, std::vector<Segment> segments) {
     int64_t depth = 0;
     for (const Segment& segment : segments) depth += segment.length;
     plan_.segments.push_back(std::move(segments));
     const std::vector<Segment>& kept = plan_.segments.back();
-    return {call_.weights + conv.weight, vector(conv.bias),
-            depth,                       Panels::of(conv.out),
-            kept.data(),                 static_cast<int32_t>(kept.size()),
-            static_cast<Activation>(conv.act)};
+    Gemm gemm{};
+    gemm.weights = weights_at(conv.weight, depth * round_up(conv.out, kGroup), element());
+    gemm.bias = vector(conv.bias, conv.out);
+    gemm.depth = depth, gemm.panels = Panels::of(conv.out);
+    gemm.segments = kept.data(), gemm.segment_count = static_cast<int32_t>(kept.size());
+    gemm.act = static_cast<Activation>(conv.act);
+    return gemm;
   }
 
   // A 1x1 convolution of an image.
@@ -128,20 +141,20 @@ class Planner {
     const int64_t late_group = late_images(shapes, early);
     const bool features = net_.head.out == 0;
     const ConvRecord& last_early = early > 0 ? blocks_[early - 1].project : net_.stem;
-    const Image middle = early == blocks && features
-                             ? final_image(0, pixels(shapes[early]), last_early.out)
-                             : image(kMiddle, batch, pixels(shapes[early]), last_early.out);
+    const Image middle = early == blocks && features ? final_image(0, pixels(shapes[early]), last_early.out)
+                                                     : image(kMiddle, batch, pixels(shapes[early]), last_early.out);
     const int64_t middle_bytes = early == blocks && features ? 4 : element();
 
     for (int64_t first = 0; first < batch; first += early_group) {
       const int64_t images = std::min(early_group, batch - first);
-      Image x = early == 0 ? at_image(middle, first, middle_bytes)
-                           : image(kEarlyA, images, pixels(shapes[0]), net_.stem.out);
+      Image x =
+          early == 0 ? at_image(middle, first, middle_bytes) : image(kEarlyA, images, pixels(shapes[0]), net_.stem.out);
       emit_stem(shapes[0], first, images, x, early == blocks && features && early == 0);
       for (int64_t i = 0; i < early; ++i) {
         const bool last = i + 1 == early;
-        const Image y = last ? at_image(middle, first, middle_bytes)
-                             : image(i % 2 == 0 ? kEarlyB : kEarlyA, images, pixels(shapes[i + 1]), blocks_[i].project.out);
+        const Image y =
+            last ? at_image(middle, first, middle_bytes)
+                 : image(i % 2 == 0 ? kEarlyB : kEarlyA, images, pixels(shapes[i + 1]), blocks_[i].project.out);
         emit_block(blocks_[i], shapes[i], shapes[i + 1], images, x, y, last && early == blocks && features);
         x = y;
       }
@@ -151,8 +164,9 @@ class Planner {
       Image x = at_image(middle, first, element());
       for (int64_t i = early; i < blocks; ++i) {
         const bool last = i + 1 == blocks && features;
-        const Image y = last ? final_image(first, pixels(shapes[i + 1]), blocks_[i].project.out)
-                             : image(i % 2 == 0 ? kLateA : kLateB, images, pixels(shapes[i + 1]), blocks_[i].project.out);
+        const Image y =
+            last ? final_image(first, pixels(shapes[i + 1]), blocks_[i].project.out)
+                 : image(i % 2 == 0 ? kLateA : kLateB, images, pixels(shapes[i + 1]), blocks_[i].project.out);
         emit_block(blocks_[i], shapes[i], shapes[i + 1], images, x, y, last);
         x = y;
       }
@@ -173,7 +187,8 @@ class Planner {
     for (int64_t i = 0; i < net_.blocks; ++i) {
       const BlockRecord& b = blocks_[i];
       const int64_t weights = (b.expand.out > 0 ? b.expand.in : 0) * b.depthwise.out + b.project.out * b.depthwise.out;
-      if (weights > pixels(shapes[i]) * b.depthwise.in / std::max<int64_t>(b.depthwise.in / std::max<int64_t>(b.project.out, 1), 1) +
+      if (weights > pixels(shapes[i]) * b.depthwise.in /
+                            std::max<int64_t>(b.depthwise.in / std::max<int64_t>(b.project.out, 1), 1) +
                         pixels(shapes[i + 1]) * b.depthwise.out) {
         return i;
       }
@@ -214,7 +229,8 @@ class Planner {
     step.out = out;
     step.final_channels = final ? conv.out : 0;
     const int64_t wanted = divide_up(8 * call_.threads, images);
-    step.band_rows = std::clamp<int64_t>(shape.out_height / wanted, 1, std::max<int64_t>((64 << 10) / (pitch * conv.stride), 1));
+    step.band_rows =
+        std::clamp<int64_t>(shape.out_height / wanted, 1, std::max<int64_t>((64 << 10) / (pitch * conv.stride), 1));
     step.bands = divide_up(shape.out_height, step.band_rows);
     step.items = images * step.bands;
     step.scratch_floats = kBlockPixels() + ((step.band_rows - 1) * conv.stride + conv.kernel) * pitch;
@@ -234,7 +250,8 @@ class Planner {
     step.pad_left = shape.left, step.pad_top = shape.top;
     step.kernel = static_cast<int32_t>(b.depthwise.kernel), step.stride = static_cast<int32_t>(b.depthwise.stride);
     step.depthwise_act = static_cast<Activation>(b.depthwise.act);
-    step.taps = vector(b.depthwise.weight), step.taps_bias = vector(b.depthwise.bias);
+    step.taps = vector(b.depthwise.weight, groups * kGroup * step.kernel * step.kernel);
+    step.taps_bias = vector(b.depthwise.bias, channels);
     step.chunks = Panels::of(channels);
     step.in = x;
     step.out = image(kDepthwise, images, out_pixels, channels);
@@ -283,9 +300,10 @@ class Planner {
     project->scaling = Scaling::kBlock;
   }
 
-  Step linear_step(StepKind kind, const LinearRecord& linear, int64_t images) const {
+  Step linear_step(StepKind kind, const LinearRecord& linear, int64_t images) {
     Step step = new_step(kind, images);
-    step.linear_weight = call_.weights + linear.weight, step.linear_bias = vector(linear.bias);
+    step.linear_weight = weights_at(linear.weight, round_up(linear.out, kGroup) * linear.in, element());
+    step.linear_bias = vector(linear.bias, linear.out);
     step.linear_in = linear.in, step.linear_out = linear.out;
     step.linear_act = static_cast<Activation>(linear.act);
     step.scratch_floats = 4 * kGroup;
@@ -303,7 +321,8 @@ class Planner {
       const bool apart = step->images >= threads || bands % threads == 0;
       if (bands > 1 && !apart) continue;
       const int64_t foreign = (step->height * step->width * step->in.pixel_stride +
-                               step->out_height * step->out_width * step->out.pixel_stride) * element() / 2;
+                               step->out_height * step->out_width * step->out.pixel_stride) *
+                              element() / 2;
       const int64_t in_rows = std::min(step->height, (rows - 1) * step->stride + step->kernel);
       const int64_t expand = in_rows * step->width * kPanelGroups * (depth > 0 ? depth + 14 : 2);
       const int64_t convolve = rows * step->out_width * kPanelGroups * (step->kernel * step->kernel + 16);
@@ -325,8 +344,8 @@ class Planner {
     step->scratch_floats = step->ring_rows * row_bytes / 4 + kBlockPixels() + step->out_width * kGroup;
   }
 
-  // Threads share an image's pixels, each reading all weights, or where those are larger than all pixels (and the pixels
-  // fit a scaled copy per thread), its panels.
+  // Threads share an image's pixels, each reading all weights, or where those are larger than all pixels (and the
+  // pixels fit a scaled copy per thread), its panels.
   void cut_project(Step* step) {
     const int64_t out_pixels = step->out_height * step->out_width, threads = std::max<int64_t>(call_.threads, 1);
     const int64_t columns = step->gemm.panels.groups * kGroup, depth = round_up(step->gemm.depth, kGroup);

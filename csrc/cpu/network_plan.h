@@ -26,6 +26,7 @@ struct NetworkPlan {
   std::deque<std::vector<Segment>> segments;  // what the steps point to
   int64_t workspace_bytes = 0;
   int64_t scratch_floats = 0;
+  int64_t weight_bytes = 0;        // up to the end of the last weight that is read
   std::vector<int64_t> out_shape;  // [N, classes], [N, C] or [N, H, W, C]
   // The first layer whose input is smaller than its kernel, or -1; its name for the message.
   const char* too_small = nullptr;

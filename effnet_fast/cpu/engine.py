@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from typing import Any
 
@@ -144,7 +145,7 @@ def _durations(times: Tensor) -> list[tuple[int, int]]:
     # High bits: the kind of step; the rest: the clock.
     values = times.tolist()
     mask = (1 << 56) - 1
-    return [(b >> 56, (b & mask) - (a & mask)) for a, b in zip(values, values[1:], strict=False)]
+    return [(b >> 56, (b & mask) - (a & mask)) for a, b in itertools.pairwise(values)]
 
 
 def _check_network(network: Network) -> None:
@@ -171,7 +172,9 @@ def _check_block(name: str, block: Block, channels: int) -> int:
     _check_conv(f"{name}: depthwise", depthwise)
     shape = tuple(depthwise.weight.shape)
     if depthwise.groups != expanded or shape[:2] != (expanded, 1):
-        raise UnsupportedBlockError(f"{name}: depthwise: expected weight [{expanded}, 1, k, k], got {list(shape)}")
+        raise UnsupportedBlockError(
+            f"{name}: depthwise: expected weight [{expanded}, 1, k, k], got {list(shape)}"
+        )
     if shape[2] not in (3, 5, 7):
         raise UnsupportedBlockError(f"{name}: depthwise: expected a kernel of 3, 5 or 7, got {shape[2]}")
     if depthwise.stride not in (1, 2):
@@ -183,7 +186,9 @@ def _check_block(name: str, block: Block, channels: int) -> int:
         _check_shape(f"{name}: squeeze_excite", se.w1, se.b1, expanded)
         _check_shape(f"{name}: squeeze_excite", se.w2, se.b2, se.w1.shape[0])
         if se.w2.shape[0] != expanded:
-            raise UnsupportedBlockError(f"{name}: squeeze_excite: expected {expanded} gates, got {se.w2.shape[0]}")
+            raise UnsupportedBlockError(
+                f"{name}: squeeze_excite: expected {expanded} gates, got {se.w2.shape[0]}"
+            )
     _check_pointwise(f"{name}: project", block.project, expanded)
     out = block.project.weight.shape[0]
     if block.residual and (depthwise.stride != 1 or out != channels):

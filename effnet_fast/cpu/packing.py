@@ -61,7 +61,9 @@ class Packer:
 
     def depthwise(self, conv: Conv) -> list[int]:
         channels, _, kernel, _ = conv.weight.shape
-        taps = padded(conv.weight.detach().float().reshape(channels, kernel * kernel), round_up(channels, GROUP))
+        taps = padded(
+            conv.weight.detach().float().reshape(channels, kernel * kernel), round_up(channels, GROUP)
+        )
         grouped = taps.reshape(-1, GROUP, kernel * kernel).transpose(1, 2)
         return self._record(conv, channels, self._add(grouped))
 
