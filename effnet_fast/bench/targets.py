@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .. import models
 from ..errors import EffnetFastError
+from ..inference.check import cast
 from ..models.config import VARIANTS
 from ..patching import unpatch
 
@@ -109,15 +110,6 @@ def stock_model(job: Job, device: torch.device) -> nn.Module:
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     return model.train(job.mode == "train")
-
-
-def cast(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Everything but BatchNorm in ``dtype``, in place, as mixed-precision practice has it."""
-    model.to(dtype)
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.to(torch.promote_types(dtype, torch.float32))
-    return model
 
 
 def images(job: Job, device: torch.device) -> Tensor:

@@ -6,7 +6,17 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UnsupportedBlockError
-from ..nn.parts import ConvBN, MBConvParts, SqueezeExcite, activation_name, conv_padding
+from ..nn.parts import (
+    ConvBN,
+    MBConvParts,
+    NetworkParts,
+    SqueezeExcite,
+    about,
+    activation_name,
+    check_mean,
+    children,
+    conv_padding,
+)
 
 
 def parts(block: nn.Module) -> MBConvParts:
@@ -29,6 +39,27 @@ def parts(block: nn.Module) -> MBConvParts:
         residual=block.use_res_connect,
         padding=conv_padding(depthwise.conv),
         row_scale=_row_scale(block.stochastic_depth) if block.use_res_connect else None,
+    )
+
+
+def network(model: nn.Module) -> NetworkParts:
+    """``features`` = stem, stages of blocks, head; the head may have been cut off."""
+    first, *layers = enumerate(children(model.features))
+    with about("features.0"):
+        stem = _conv_bn(first[1])
+    head = None
+    if layers and isinstance(next(iter(layers[-1][1].children()), None), nn.Conv2d):
+        index, last = layers.pop()
+        with about(f"features.{index}"):
+            head = _conv_bn(last)
+    with about("avgpool"):
+        check_mean(model.avgpool)
+    return NetworkParts(
+        stem,
+        conv_padding(stem.conv),
+        [block for _, stage in layers for block in children(stage)],
+        head,
+        classifier=children(model.classifier),
     )
 
 
