@@ -184,9 +184,9 @@ class Segmenter(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.stem = nn.Conv2d(3, 8, 3, padding=1)
-        self.down = torchvision_block(stride=2, cout=12)
+        self.down = torchvision_block(stride=2, cout=16)
         self.same = torchvision_block()
-        self.last = nn.ConvTranspose2d(12, 8, 2, 2)
+        self.last = nn.ConvTranspose2d(16, 8, 2, 2)
 
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor | list[torch.Tensor]]:
         x = self.stem(x)

@@ -12,9 +12,10 @@ from torch.nn import functional
 
 from ..dispatch import use_backend
 from ..errors import EffnetFastError
+from ..inference.check import cast
 from ..patching import patch, report
 from . import runtimes
-from .targets import DTYPES, Job, cast
+from .targets import DTYPES, Job
 
 Step = Callable[[], Any]
 

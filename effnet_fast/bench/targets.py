@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from .. import models
 from ..errors import EffnetFastError
-from ..inference.check import cast
 from ..models.config import VARIANTS
 from ..patching import unpatch
 

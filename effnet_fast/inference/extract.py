@@ -55,7 +55,8 @@ def check_model(model: nn.Module) -> None:
 
 
 def _check_module(module: nn.Module) -> None:
-    if module.training:
+    # A slice of a Sequential is a new one, in training mode, which means nothing to it.
+    if module.training and type(module) not in (nn.Sequential, nn.ModuleList):
         raise UnsupportedBlockError("it is in training mode; call model.eval() first")
     if has_hooks(module):
         raise UnsupportedBlockError("a hook is registered on it")
