@@ -90,6 +90,7 @@ struct Gemm {
   const float* bias;
   int64_t depth;  // rows of a panel
   Panels panels;
+  int64_t channels;  // of the result
   const Segment* segments;
   int32_t segment_count;
   Activation act;

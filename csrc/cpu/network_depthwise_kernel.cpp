@@ -155,13 +155,12 @@ class Item {
       return;
     }
     const int64_t pixels = end * s_.width, used = used_columns();
-    const T* panel = panel_of<T>(s_.gemm, s_.gemm.weights, chunk_);
     const float* bias = s_.gemm.bias + first_group_ * kGroup;
     int64_t pixel = first * s_.width;
     const int64_t blocks = divide_up(pixels - pixel, kBlockPixels), start = pixel, total = pixels - pixel;
     for (int64_t i = 0; i < blocks; ++i) {
       const int64_t block_end = start + (i + 1) * total / blocks;
-      multiply(in_, s_.gemm, pixel, static_cast<int>(block_end - pixel), panel, width_, block_);
+      multiply(in_, s_.gemm, pixel, static_cast<int>(block_end - pixel), s_.gemm.weights, chunk_, block_);
       const float* from = block_;
       while (pixel < block_end) {
         const int64_t row = pixel / s_.width, column = pixel % s_.width;

@@ -40,7 +40,6 @@ template <class T>
 void product_rows(const Step& s, const Gemm& gemm, const T* a, int64_t shift, const void* weights, int64_t image,
                   int64_t panel, int64_t first, int64_t end, float* block) {
   const int64_t width = s.gemm.panels.width(panel), channel = s.gemm.panels.first(panel) * kGroup;
-  const T* columns = panel_of<T>(s.gemm, weights, panel);
   const float* bias = s.gemm.bias + channel;
   const T* residual = s.residual.data == nullptr
                           ? nullptr
@@ -50,7 +49,7 @@ void product_rows(const Step& s, const Gemm& gemm, const T* a, int64_t shift, co
   const int64_t blocks = divide_up(end - first, kBlockPixels);
   for (int64_t i = 0; i < blocks; ++i) {
     const int64_t from = first + i * (end - first) / blocks, to = first + (i + 1) * (end - first) / blocks;
-    multiply(a, gemm, from - shift, static_cast<int>(to - from), columns, width, block);
+    multiply(a, gemm, from - shift, static_cast<int>(to - from), weights, panel, block);
     const int64_t at = image * s.out.image_stride + from * s.out.pixel_stride + channel;
     const T* other = residual == nullptr ? nullptr : residual + from * s.residual.pixel_stride;
     if (s.final_channels > 0) {
@@ -329,13 +328,12 @@ void pool_item(const Step& s, int64_t item, float* scratch) {
   const int64_t pixels = s.out_height * s.out_width, width = s.gemm.panels.width(panel);
   const int64_t channel = s.gemm.panels.first(panel) * kGroup, blocks = divide_up(pixels, kBlockPixels);
   const T* a = static_cast<const T*>(s.in.data) + image * s.in.image_stride;
-  const T* columns = panel_of<T>(s.gemm, s.gemm.weights, panel);
   const auto add = with_activation(s.gemm.act, [](auto known) { return &add_block<T, known.value>; });
   float* sums = scratch + kBlockPixels * kPanel;
   std::fill_n(sums, kPanel, 0.0f);
   for (int64_t i = 0; i < blocks; ++i) {
     const int64_t from = i * pixels / blocks, to = (i + 1) * pixels / blocks;
-    multiply(a, s.gemm, from, static_cast<int>(to - from), columns, width, scratch);
+    multiply(a, s.gemm, from, static_cast<int>(to - from), s.gemm.weights, panel, scratch);
     add(scratch, to - from, width, s.gemm.bias + channel, sums);
   }
   float* out = s.vectors_out + image * s.vectors_out_stride + channel;

@@ -23,21 +23,11 @@ constexpr int kTileRows = 3;
 constexpr int kBlockPixels = 32;
 static_assert(kBlockPixels >= kTileRows);
 
-// out[pixels][kPanel] = pixels [first, first + pixels) of A times the panel, fp32.
-void multiply_fp32(const float* a, const Gemm& gemm, int64_t first, int pixels, const float* panel, int64_t width,
-                   float* out);
-void multiply_bf16(const BFloat16* a, const Gemm& gemm, int64_t first, int pixels, const BFloat16* panel, int64_t width,
-                   float* out);
-
-template <class T>
-inline void multiply(const T* a, const Gemm& gemm, int64_t first, int pixels, const T* panel, int64_t width,
-                     float* out) {
-  if constexpr (kIsHalf<T>) {
-    multiply_bf16(a, gemm, first, pixels, panel, width, out);
-  } else {
-    multiply_fp32(a, gemm, first, pixels, panel, width, out);
-  }
-}
+// out[pixels][kPanel] = pixels [first, first + pixels) of A times a panel of `weights`, fp32.
+void multiply(const float* a, const Gemm& gemm, int64_t first, int pixels, const void* weights, int64_t panel,
+              float* out);
+void multiply(const BFloat16* a, const Gemm& gemm, int64_t first, int pixels, const void* weights, int64_t panel,
+              float* out);
 
 template <class T>
 inline const T* panel_of(const Gemm& gemm, const void* weights, int64_t panel) {

@@ -104,7 +104,7 @@ class Planner {
     Gemm gemm{};
     gemm.weights = weights_at(conv.weight, depth * round_up(conv.out, kGroup), element());
     gemm.bias = vector(conv.bias, conv.out);
-    gemm.depth = depth, gemm.panels = Panels::of(conv.out);
+    gemm.depth = depth, gemm.panels = Panels::of(conv.out), gemm.channels = conv.out;
     gemm.segments = kept.data(), gemm.segment_count = static_cast<int32_t>(kept.size());
     gemm.act = static_cast<Activation>(conv.act);
     return gemm;
