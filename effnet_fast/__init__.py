@@ -4,7 +4,7 @@
 
     model = effnet_fast.b5().cuda()          # drop-in model
     effnet_fast.patch(torchvision_model)     # or patch a model you have
-    fast = effnet_fast.optimize(model, (1, 3, 456, 456))   # or make one ready for inference on the CPU
+    fast = effnet_fast.optimize(cpu_model, (1, 3, 224, 224))   # or make one ready for inference on a CPU
 
 Importing the package touches no device. See :mod:`effnet_fast.ops` for the building blocks.
 """

@@ -63,17 +63,19 @@ def optimize(model: nn.Module, example: Example, *, dtype: torch.dtype | None = 
         network, keep_dims = extract(model) if known else (None, False)
     except UnsupportedBlockError as error:
         raise UnsupportedBlockError(f"optimize: {error}") from None
-    if network is not None:
-        check_input(images, network.stem.weight.shape[1])
+    channels = None if network is None else network.stem.weight.shape[1]
+    check_input(images, channels)
     expected = check.expect(model, images, dtype, small=known)
     optimized: Inference
-    if network is None:
+    if network is None or channels is None:
         optimized = _patched_copy(model, dtype)
     else:
         program = compile_network(network, dtype)
         runs = "PyTorch's convolutions" if isinstance(program, ReferenceProgram) else "native code"
         kind = f"{type(model).__name__}, {len(network.blocks)} blocks, {str(dtype)[6:]}, {runs}"
-        optimized = OptimizedModel(program, network.stem.weight.shape[1], keep_dims, kind)
+        # The program has weights of its own: the folded ones are not needed while the check runs.
+        del network
+        optimized = OptimizedModel(program, channels, keep_dims, kind)
     check.verify(expected, optimized)
     with torch.no_grad():
         optimized(images)
