@@ -33,8 +33,8 @@ STABLE_TORCH_LIBRARY(effnet_fast_native, m) {
       "batch_norm_reduce(Tensor dy, Tensor z, Tensor mean, Tensor invstd, Tensor? row_scale, Tensor? scale, "
       "Tensor? shift, int act) -> Tensor");
   m.def(
-      "batch_norm_input_grad(Tensor dy, Tensor z, Tensor a, Tensor b, Tensor c, Tensor mean, Tensor? row_scale) "
-      "-> Tensor");
+      "batch_norm_input_grad(Tensor dy, Tensor z, Tensor a, Tensor b, Tensor c, Tensor mean, Tensor? row_scale, "
+      "Tensor? scale, Tensor? shift, int act) -> Tensor");
   m.def(
       "gate_and_norm_sums(Tensor g, Tensor x, Tensor scale, Tensor shift, int act, Tensor mean, Tensor invstd, "
       "Tensor? gate, bool write) -> (Tensor, Tensor)");

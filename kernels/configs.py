@@ -89,11 +89,13 @@ TABLE: dict[str, tuple[Row, ...]] = {
     ),
     "depthwise_wgrad": (("*", "*", "*", _rows(16, 32, 4)), ("*", "*", "*", _rows(16, 64, 8))),
     "batch_norm_finalize": (("*", "*", "*", _rows(128, 16, 4)),),
+    "channel_stats": (("*", "*", "*", _rows(32, 64, 4)), ("*", "*", "*", _rows(64, 32, 4))),
     "batch_norm_fold": (("*", "*", "*", {"BLOCK_N": 256, "num_warps": 4, "num_stages": 1}),),
     "batch_norm_reduce": (("*", "*", "*", _rows(32, 64, 4)), ("*", "*", "*", _rows(64, 32, 4))),
     "batch_norm_backward_finalize": (("*", "*", "*", _rows(128, 16, 4)),),
     "affine_pool": (("*", "*", "*", _rows(32, 64, 4)), ("*", "*", "*", _rows(64, 64, 8))),
     "affine_residual": (("*", "*", "*", _rows(32, 64, 4)), ("*", "*", "*", _rows(64, 64, 4))),
+    "batch_norm_act_grad": (("*", "*", "*", _rows(32, 64, 4)), ("*", "*", "*", _rows(64, 64, 4))),
     "sum_partials": (("*", "*", "*", _rows(32, 64, 4)),),
     "squeeze_excite_fwd": (
         ("*", "16", "*", _excite(128, 16, 4)),

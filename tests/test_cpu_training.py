@@ -265,6 +265,20 @@ def test_batch_norm_reduce(isa: str, dtype: torch.dtype) -> None:
             assert_accurate("sums", got, baseline, truth, torch.float32)
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_batch_norm_act_grad(isa: str, dtype: torch.dtype) -> None:
+    set_isa(isa)
+    for shape in ((2, 24, 9, 7), (1, 3, 1, 1), (3, 1, 40, 40), (0, 8, 3, 3)):
+        dy, z, c = image(*shape, dtype), image(*shape, dtype), shape[1]
+        for facts in ({}, *({"affine": affine(c), "act": act} for act in ACTIVATIONS)):
+            args, exact = (dy, z, bn_grad(c)), {k: converted(v, torch.float64) for k, v in facts.items()}
+            got = cpu.batch_norm_act_grad(*args, **facts)
+            truth = reference.batch_norm_act_grad(*(converted(a, torch.float64) for a in args), **exact)
+            assert got.dtype == dtype and got.stride() == truth.stride()
+            assert_accurate("dz", got, reference.batch_norm_act_grad(*args, **facts), truth, dtype)
+
+
 def test_every_output_is_written(poisoned_native_memory: None) -> None:
     for dtype in DTYPES:
         x, dy, z = (image(2, 21, *size, dtype) for size in ((9, 7), (5, 4), (5, 4)))

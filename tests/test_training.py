@@ -69,6 +69,7 @@ def test_exponential_moving_average_copy() -> None:
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_gradient_checkpointing(reentrant: bool) -> None:
     stock, patched, x = pair("torchvision")
+    before = copy.deepcopy(stock.state_dict())
     results = []
     for block in (stock, patched):
         leaf = x.clone().requires_grad_()
@@ -76,12 +77,12 @@ def test_gradient_checkpointing(reentrant: bool) -> None:
         checkpoint(block, leaf, use_reentrant=reentrant).square().sum().backward()
         results.append(leaf.grad)
     torch.testing.assert_close(results[1], results[0])
-    if reentrant:
-        # The whole forward runs again, and stock blocks move their statistics twice.
-        assert_same_state(stock, patched)
-    else:
-        # Recomputation stops once what the backward needs is there, in a fused block before the statistics.
-        assert all(m.num_batches_tracked == 1 for m in patched.modules() if isinstance(m, nn.BatchNorm2d))
+    # Stock modules move their statistics again when the forward runs again; as without checkpointing is right.
+    once, _, _ = pair("torchvision")
+    once.load_state_dict(before)
+    torch.manual_seed(9)
+    once(x)
+    assert_same_state(once, patched)
 
 
 def test_grad_scaler_under_fp16_autocast() -> None:
@@ -164,29 +165,3 @@ def test_buffers_written_between_forward_and_backward() -> None:
         y.square().sum().backward()
         gradients.append([p.grad for p in block.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
-
-
-def test_saved_bytes_of_the_blocks_are_a_third_of_eagers() -> None:
-    """Counted on the meta device: x, e, d, p and vectors, where eager keeps every intermediate."""
-    with torch.device("meta"):
-        fused = effnet_fast.b0(stochastic_depth_prob=0.0).train()
-        stock = effnet_fast.unpatch(copy.deepcopy(fused))
-        x = torch.empty(8, 32, 112, 112, requires_grad=True)
-
-    def saved(model: nn.Module) -> int:
-        sizes: dict[int, int] = {}
-        own = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())}
-        alive = []
-
-        def pack(t: torch.Tensor) -> torch.Tensor:
-            storage = t.untyped_storage()
-            if storage._cdata not in own:
-                sizes[storage._cdata] = storage.nbytes()
-            alive.append(t)
-            return t
-
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-            model.features[1:8](x)
-        return sum(sizes.values())
-
-    assert saved(fused) <= 0.36 * saved(stock)

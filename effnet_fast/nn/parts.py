@@ -50,6 +50,25 @@ class MBConvParts(NamedTuple):
     padding: Padding | Literal["same"] = (0, 0, 0, 0)
     #: Stochastic depth on the residual branch, or ``None``.
     row_scale: RowScale | None = None
+    #: Keep the input instead of the expansion's output for the backward, which expands again.
+    recompute_expand: bool = False
+
+    @property
+    def weight(self) -> Tensor:
+        """A weight whose device and dtype are the block's."""
+        return self.project.conv.weight
+
+
+class ConvLayerParts(NamedTuple):
+    """A convolution, BatchNorm and activation that stand outside the blocks: stem or head."""
+
+    layer: ConvBN
+    #: Keep the input instead of the convolution's output where that is smaller.
+    recompute_expand: bool = False
+
+    @property
+    def weight(self) -> Tensor:
+        return self.layer.conv.weight
 
 
 class NetworkParts(NamedTuple):
@@ -156,6 +175,17 @@ def check_mean(pool: nn.Module) -> None:
     """Refuse a pooling that is not the mean over the whole image."""
     if type(pool) is not nn.AdaptiveAvgPool2d or pool.output_size not in (1, (1, 1), [1, 1]):
         raise UnsupportedBlockError(f"{pool} is not the mean over the image")
+
+
+def check_layer(parts: ConvLayerParts) -> None:
+    """:func:`check_parts` for a layer outside the blocks."""
+    conv, bn, _ = parts.layer
+    if isinstance(bn, nn.SyncBatchNorm):
+        raise UnsupportedBlockError("SyncBatchNorm outside the blocks has no fused kernel")
+    _check_conv_bn("layer's", parts.layer)
+    conv_padding(conv)
+    if conv.groups != 1:
+        raise UnsupportedBlockError("the layer's convolution has groups")
 
 
 #: Normalizations that compute nn.BatchNorm2d and nothing the adapter has not told (timm's carries its activation).

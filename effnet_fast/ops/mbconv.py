@@ -70,7 +70,7 @@ def run_mbconv(
     scalars = (settings.stride, settings.padding, ",".join(settings[2:6]), settings.residual)
     if inference:
         return MBConvOut(mbconv_inference(x, *flat, row_scale, eps, *scalars), None, None, None)
-    out = mbconv_training(x, *flat, row_scale, eps, training, *scalars)
+    out = mbconv_training(x, *flat, row_scale, eps, training, *scalars, settings.recompute_expand)
     return MBConvOut(out[0], None if weights.expand is None else out[6], out[7], out[8])
 
 

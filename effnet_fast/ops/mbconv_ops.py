@@ -48,8 +48,10 @@ def _unflatten(flat: Sequence[Tensor | None], eps: Sequence[float], training: Se
     return Weights(*parts, *flat[15:19])  # type: ignore[arg-type]
 
 
-def _settings(stride: int, padding: Sequence[int], acts: str, residual: bool) -> Settings:
-    return Settings(stride, tuple(padding), *acts.split(","), residual)  # type: ignore[arg-type]
+def _settings(
+    stride: int, padding: Sequence[int], acts: str, residual: bool, recompute_expand: bool = False
+) -> Settings:
+    return Settings(stride, tuple(padding), *acts.split(","), residual, recompute_expand)  # type: ignore[arg-type]
 
 
 @kernel_op("mbconv_inference")
@@ -132,6 +134,7 @@ def mbconv_training(
     padding: Sequence[int],
     acts: str,
     residual: bool,
+    recompute_expand: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     flat = (
         *(expand, expand_weight, expand_bias, expand_mean, expand_var),
@@ -140,7 +143,7 @@ def mbconv_training(
         *(w1, b1, w2, b2),
     )
     weights = _unflatten(flat, eps, training)
-    settings = _settings(stride, padding, acts, residual)
+    settings = _settings(stride, padding, acts, residual, recompute_expand)
     y, saved = training_forward(checks.channels_last(x), weights, settings, row_scale)
 
     def present(t: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -162,10 +165,12 @@ def _(x, *args):  # type: ignore[no-untyped-def]
     channels, out_channels = depthwise.shape[0], project.shape[0]
     size = checks.output_size("ops.mbconv", x, depthwise.shape[-1], stride, tuple(padding))
     wide = accumulation_dtype(x.dtype)
+    # Defaults are not always passed.
+    keeps_e = expand is not None and not any(args[26:27])
     pooled_shape = 0 if w1 is None else (x.shape[0], channels)
     return (
         _image(x, out_channels, *size),
-        x.new_empty(0) if expand is None else _image(x, channels, *x.shape[2:]),
+        _image(x, channels, *x.shape[2:]) if keeps_e else x.new_empty(0),
         _image(x, channels, *size),
         _image(x, out_channels, *size),
         x.new_empty(pooled_shape, dtype=wide),
@@ -202,18 +207,19 @@ def mbconv_backward(
     padding: Sequence[int],
     acts: str,
     residual: bool,
+    recompute_expand: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     nothing = (None,) * 4
     flat = (expand, *nothing, depthwise, *nothing, project, *nothing, w1, b1, w2, b2)
     weights = _unflatten(flat, (0.0,) * 3, training)
     saved = Saved(
-        None if expand is None else e,
+        None if expand is None or recompute_expand else e,
         *(d, p),
         *((None, None) if w1 is None else (pooled, gate)),
         None if expand is None else BatchNormStats(expand_stats),
         *(BatchNormStats(depthwise_stats), BatchNormStats(project_stats)),
     )
-    settings = _settings(stride, padding, acts, residual)
+    settings = _settings(stride, padding, acts, residual, recompute_expand)
     grads = training_backward(
         checks.channels_last(dy), checks.channels_last(x), saved, weights, settings, row_scale, Needs(*needs)
     )
@@ -280,7 +286,7 @@ def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
 
 def _backward(ctx, dy, *_):  # type: ignore[no-untyped-def]
     if dy is None:
-        return (None,) * 27
+        return (None,) * len(ctx.needs_input_grad)
     training, scalars = ctx.scalars
     wanted = ctx.needs_input_grad
     expands = ctx.dtypes[0] is not None
@@ -296,7 +302,7 @@ def _backward(ctx, dy, *_):  # type: ignore[no-untyped-def]
         gradient.to(dtype) if gradient is not None and dtype is not None and want else None
         for gradient, dtype, want in zip(flat, ctx.dtypes, wanted[1:20], strict=True)
     ]
-    return (dx if wanted[0] else None, *grads, *(None,) * 7)
+    return (dx if wanted[0] else None, *grads, *(None,) * (len(wanted) - 20))
 
 
 differentiable(mbconv_training, _backward, _setup_context)

@@ -24,17 +24,17 @@ def parts(block: nn.Module) -> MBConvParts:
     layers = list(block.block)
     if not 2 <= len(layers) <= 4:
         raise UnsupportedBlockError(f"it has {len(layers)} layers where 2 to 4 are known")
-    project = _conv_bn(layers.pop())
+    project = conv_bn(layers.pop())
     squeeze_excite = _squeeze_excite(layers.pop()) if _is_squeeze_excite(layers[-1]) else None
     if not 1 <= len(layers) <= 2:
         raise UnsupportedBlockError(
             f"its {len(block.block)} layers are not expand, depthwise, squeeze-and-excite, project"
         )
-    depthwise = _conv_bn(layers.pop())
+    depthwise = conv_bn(layers.pop())
     return MBConvParts(
         depthwise,
         project,
-        expand=_conv_bn(layers.pop()) if layers else None,
+        expand=conv_bn(layers.pop()) if layers else None,
         squeeze_excite=squeeze_excite,
         residual=block.use_res_connect,
         padding=conv_padding(depthwise.conv),
@@ -46,12 +46,12 @@ def network(model: nn.Module) -> NetworkParts:
     """``features`` = stem, stages of blocks, head; the head may have been cut off."""
     first, *layers = enumerate(children(model.features))
     with about("features.0"):
-        stem = _conv_bn(first[1])
+        stem = conv_bn(first[1])
     head = None
     if layers and isinstance(next(iter(layers[-1][1].children()), None), nn.Conv2d):
         index, last = layers.pop()
         with about(f"features.{index}"):
-            head = _conv_bn(last)
+            head = conv_bn(last)
     with about("avgpool"):
         check_mean(model.avgpool)
     return NetworkParts(
@@ -63,7 +63,8 @@ def network(model: nn.Module) -> NetworkParts:
     )
 
 
-def _conv_bn(layer: nn.Module) -> ConvBN:
+def conv_bn(layer: nn.Module) -> ConvBN:
+    """A ``Conv2dNormActivation``: convolution, normalization and, perhaps, activation in a row."""
     children = list(layer) if isinstance(layer, nn.Sequential) else []
     if not 2 <= len(children) <= 3:
         raise UnsupportedBlockError(f"{type(layer).__name__} is not convolution, normalization, activation")
