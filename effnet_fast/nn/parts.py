@@ -182,7 +182,7 @@ def check_layer(parts: ConvLayerParts) -> None:
     conv, bn, _ = parts.layer
     if isinstance(bn, nn.SyncBatchNorm):
         raise UnsupportedBlockError("SyncBatchNorm outside the blocks has no fused kernel")
-    _check_conv_bn("layer's", parts.layer)
+    check_conv_bn("layer's", parts.layer)
     conv_padding(conv)
     if conv.groups != 1:
         raise UnsupportedBlockError("the layer's convolution has groups")
