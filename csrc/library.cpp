@@ -38,13 +38,19 @@ STABLE_TORCH_LIBRARY(effnet_fast_native, m) {
   m.def(
       "gate_and_norm_sums(Tensor g, Tensor x, Tensor scale, Tensor shift, int act, Tensor mean, Tensor invstd, "
       "Tensor? gate, bool write) -> (Tensor, Tensor)");
-  // A compiled network (csrc/cpu/network.h): bytes of workspace, number of steps and shape of `out` for one input shape;
-  // and the network itself. `times` receives the clock, in ns, before
-  // the first step and after each, with the kind of step in the highest byte.
+  // A compiled network (csrc/cpu/network.h): bytes of workspace, number of steps and shape of `out` for one input
+  // shape; and the network itself. `times` receives the clock, in ns, before the first step and after each, with the
+  // kind of step in the highest byte.
   m.def("network_plan(Tensor program, int batch, int height, int width) -> int[]");
   m.def(
       "network_run(Tensor x, Tensor program, Tensor weights, Tensor(a!) workspace, Tensor(b!) out, "
       "Tensor(c!)? times) -> ()");
+  // One block from weights as the model has them; `*_fold` are what batch_norm_fold makes, `acts` those of expand,
+  // depthwise, squeeze-and-excite and its gate. Dropout of whole rows is not in it.
+  m.def(
+      "mbconv_inference(Tensor x, Tensor? expand, Tensor? expand_fold, Tensor depthwise, Tensor depthwise_fold, "
+      "Tensor project, Tensor project_fold, Tensor? w1, Tensor? b1, Tensor? w2, Tensor? b2, int stride, int[] padding, "
+      "int[] acts, bool residual) -> Tensor");
   // Forces an instruction set of the CPU kernels (0 baseline, 1 AVX2, 2 AVX-512, 3 AVX-512 with BF16; negative asks)
   // and returns the one in use.
   m.def("cpu_isa(int requested) -> int");

@@ -175,6 +175,11 @@ def _resolve(
     raise BackendError(f"effnet_fast.{op}: no backend can run {dtype} on {device}: {reasons}")
 
 
+def whole_block(op: str, choice: Choice) -> Callable[..., Any] | None:
+    """The function with which the backend of ``choice`` (a depthwise convolution's) runs a whole block, if it has one."""
+    return getattr(importlib.import_module(MODULES[choice.backend][1]), op, None)
+
+
 def select(op: str, x: Tensor, **facts: Any) -> Callable[..., Any]:
     """The function that runs ``op`` for a tensor like ``x``."""
     return choose(op, x.device, x.dtype, **facts).function

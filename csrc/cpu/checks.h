@@ -54,18 +54,19 @@ inline void check_shape(const Tensor& t, const Shape& shape, const char* op, con
   EFFNET_CHECK(same, op, argument, "shape [" + expected + "]", to_text(t));
 }
 
-// What follows from the shapes of a depthwise convolution's x, rank 4, and weight.
+// What follows from the shapes of a depthwise convolution's x, rank 4, and weight; `channels` where x is still to be
+// expanded to them.
 struct StencilShape {
   int32_t kernel;
   int64_t out_height, out_width;
 };
 
 inline StencilShape check_stencil(const char* op, const Tensor& x, const Tensor& weight, int64_t stride,
-                                  const Shape& padding) {
+                                  const Shape& padding, int64_t channels = -1) {
   EFFNET_CHECK(weight.dim() == 4, op, "weight", "rank 4 [C, 1, k, k]", to_text(weight));
   const int64_t kernel = weight.size(2);
   EFFNET_CHECK(kernel == 3 || kernel == 5 || kernel == 7, op, "weight", "kernel size 3, 5 or 7", kernel);
-  check_shape(weight, {x.size(1), 1, kernel, kernel}, op, "weight");
+  check_shape(weight, {channels < 0 ? x.size(1) : channels, 1, kernel, kernel}, op, "weight");
   EFFNET_CHECK(stride == 1 || stride == 2, op, "stride", "1 or 2", stride);
   EFFNET_CHECK(padding.size() == 4, op, "padding", "4 numbers (left, right, top, bottom)", padding.size());
   const int64_t least = *std::min_element(padding.begin(), padding.end());

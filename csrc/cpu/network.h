@@ -75,7 +75,7 @@ struct NetworkRecord {
 
 // --- Steps ---------------------------------------------------------------------------------------------------------
 
-enum class StepKind : int32_t { kStem, kExpandDepthwise, kSqueeze, kExcite, kProject, kPool, kClassify };
+enum class StepKind : int32_t { kStem, kExpandDepthwise, kSqueeze, kExcite, kProject, kPool, kClassify, kPack };
 
 // A run of the K dimension that is adjacent in memory: element k of pixel p is at offset + p * pixel_stride + k.
 struct Segment {
@@ -94,6 +94,23 @@ struct Gemm {
   const Segment* segments;
   int32_t segment_count;
   Activation act;
+};
+
+constexpr int64_t kPackedPixels = 256;  // of an image, in one item of packing
+
+// Something to bring into a kernel's order: a weight [outputs, depth], each row times its scale (null: 1), into panels
+// of columns, rows in pairs for bfloat16's dot product or one by one; or rows of channels, padded with zeros to groups.
+struct Packing {
+  const void* from;
+  DType from_dtype;
+  int64_t outputs, depth, row_stride;  // elements from output to output
+  const float* scale;
+  void* to;
+  DType to_dtype;
+  bool pairs;
+  bool image;     // [pixels = outputs][channels = depth] to [pixels][groups of channels]
+  Panels panels;  // of a weight; a group alone is a panel of width 1
+  int64_t items;
 };
 
 // NHWC with channels padded to `stride`, or fp32 with exactly `channels` where the caller gets it.
@@ -116,7 +133,8 @@ struct Step {
 
   Image in, out;
   Image residual;          // data null: none
-  int64_t final_channels;  // > 0: `out` is fp32 and has this many channels
+  int64_t final_channels;  // > 0: `out` is the caller's and has this many channels
+  DType final_dtype;
   Gemm gemm;
 
   // Strides of the caller's x [N, C, H, W] and how the stem's input rows lie in the scratch memory.
@@ -144,6 +162,8 @@ struct Step {
   float* vectors_out;    // [images, vectors_out_stride]
   int64_t vector_stride, vectors_out_stride;
   float pool_divisor;
+
+  const Packing* packings;
 
   // Projection: an item is a block of pixels times a part of the panels. The gate, `vectors`, multiplies a copy in the
   // thread's own scratch memory of what is smaller: the weights or the pixels.

@@ -11,6 +11,13 @@ namespace effnet::cpu::EFFNET_ISA {
 template <class T>
 constexpr bool kIsHalf = std::is_same_v<T, BFloat16>;
 
+// Round to nearest, ties to even; NaN stays NaN.
+inline BFloat16 to_bfloat16(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  return {static_cast<uint16_t>(x == x ? (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16 : (bits >> 16) | 0x40u)};
+}
+
 // Rows of a tile of the matrix product: with 3 vectors of columns, as many accumulators as the registers hold.
 #if defined(__AVX512F__) || defined(__aarch64__)
 constexpr int kTileRows = 8;
@@ -34,6 +41,10 @@ inline const T* panel_of(const Gemm& gemm, const void* weights, int64_t panel) {
   return static_cast<const T*>(weights) + gemm.panels.first(panel) * kGroup * gemm.depth;
 }
 
+void stem_item(const Step& step, int64_t item, float* scratch);
+// Squeeze, excite, classifier.
+void vectors_item(const Step& step, int64_t item, float* scratch);
+void pack_item(const Step& step, int64_t item);
 // Expansion and depthwise convolution of one band and one chunk of channels.
 void expand_depthwise_item(const Step& step, int64_t item, float* scratch);
 

@@ -13,6 +13,7 @@ import torch
 
 from .. import native
 from ..reference.squeeze_excite import squeeze_excite_backward
+from .block import mbconv_inference
 from .depthwise import depthwise, depthwise_backward
 from .passes import (
     affine_pool,
@@ -35,6 +36,7 @@ __all__ = [
     "channel_stats",
     "depthwise",
     "depthwise_backward",
+    "mbconv_inference",
     "pointwise",
     "pointwise_backward",
     "squeeze_excite",
@@ -42,7 +44,7 @@ __all__ = [
     "squeeze_excite_backward",
 ]
 
-_OPS = frozenset(__all__) - {"can_run"}
+_OPS = frozenset(__all__) - {"can_run", "mbconv_inference"}
 
 
 def can_run(op: str, device: torch.device, dtype: torch.dtype, **facts: Any) -> tuple[bool, str]:

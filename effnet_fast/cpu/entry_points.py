@@ -24,6 +24,7 @@ def kernels() -> SimpleNamespace:
             "batch_norm_input_grad",
             "channel_stats",
             "gate_and_norm_sums",
+            "mbconv_inference",
         ),
     )
     return SimpleNamespace(**{name: getattr(native.ops(), name).default for name in names})

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from .. import dispatch
@@ -107,6 +108,9 @@ def _runner(x: Tensor, weights: Weights, settings: Settings) -> Callable[[str], 
 
 def inference(x: Tensor, weights: Weights, settings: Settings, row_scale: Tensor | None) -> Tensor:
     """The block with running statistics: expand, depthwise (+ pool), squeeze-and-excite, project (+ gate, residual)."""
+    whole = _whole_block(x, weights, settings) if row_scale is None else None
+    if whole is not None:
+        return whole(x, weights, settings)
     run = _runner(x, weights, settings)
     fold = run("batch_norm_fold")
 
@@ -135,6 +139,17 @@ def inference(x: Tensor, weights: Weights, settings: Settings, row_scale: Tensor
         row_scale=row_scale,
         residual=x if settings.residual else None,
     ).y
+
+
+def _whole_block(x: Tensor, weights: Weights, settings: Settings) -> Callable[..., Tensor] | None:
+    """One call for everything, where the backend that would run the depthwise convolution has that."""
+    if x.numel() == 0 or weights.depthwise.dtype not in (torch.float32, torch.bfloat16):
+        return None
+    forced, size = dispatch.forced_backends(), weights.depthwise.shape[-1]
+    choice = dispatch.choose(
+        "depthwise", x.device, x.dtype, forced, kernel_size=size, stride=settings.stride, stats=False
+    )
+    return dispatch.whole_block("mbconv_inference", choice)
 
 
 def _gate(
