@@ -21,10 +21,8 @@ from effnet_fast.inference.reference import ReferenceProgram
 
 FP32, BF16, FP64 = torch.float32, torch.bfloat16, torch.float64
 
-BACKENDS = ["reference", "cpu"]
 
-
-@pytest.fixture(params=BACKENDS)
+@pytest.fixture(params=["reference", "cpu"])
 def backend(request: pytest.FixtureRequest):
     """What runs the network: PyTorch's convolutions, and native code where it is built."""
     ok, reason = native.available("_ops")
@@ -32,6 +30,10 @@ def backend(request: pytest.FixtureRequest):
         pytest.skip(reason)
     with use_backend(request.param):
         yield request.param
+
+
+#: PyTorch's convolutions prove every network in fp64 (below); in fp32 and bf16 a few are enough.
+PAIRS = [("cpu", name) for name in NETWORKS] + [("reference", name) for name in ("own", "timm-features")]
 
 
 def stock(model: nn.Module, x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -53,7 +55,7 @@ def test_the_folded_network_is_the_model(name: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [FP32, BF16])
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("backend, name", PAIRS, indirect=["backend"])
 def test_accuracy(name: str, dtype: torch.dtype, backend: str) -> None:
     model = make_network(name)
     x = torch.randn(2, 3, 64, 64).to(dtype).float()
@@ -80,14 +82,15 @@ def test_patched_and_bf16_models(backend: str) -> None:
 def test_any_batch_size_layout_and_image_size(dtype: torch.dtype, backend: str) -> None:
     model = make_network("timm-tf")
     optimized = effnet_fast.optimize(model, (2, 3, 64, 64), dtype=dtype)
-    for n, height, width in [(1, 64, 64), (5, 64, 64), (2, 33, 50), (3, 96, 31), (1, 1, 1)]:
+    for n, height, width in [(1, 64, 64), (5, 33, 50), (2, 31, 70), (1, 1, 1)]:
         x = torch.randn(n, 3, height, width)
         truth, baseline = stock(model, x, FP64), stock(model, x, dtype).float()
         testing.assert_accurate(f"{n} {height} {width}", optimized(x), baseline, truth, dtype)
-        wide = torch.randn(n, 3, height + 2, 2 * width)
-        wide[:, :, 1 : height + 1, ::2] = x
-        for same in (x.to(memory_format=torch.channels_last), wide[:, :, 1 : height + 1, ::2]):
-            testing.assert_accurate("strides", optimized(same), baseline, truth, dtype)
+    wide = torch.randn(2, 3, 66, 128)
+    part = wide[:, :, 1:65, ::2]
+    wanted = optimized(part.contiguous())
+    for same in (part, part.contiguous(memory_format=torch.channels_last)):
+        torch.testing.assert_close(optimized(same), wanted, rtol=1e-5, atol=1e-5)
     assert optimized(torch.randn(0, 3, 64, 64)).shape == (0, 10)
 
 
@@ -167,6 +170,7 @@ def test_lite0_on_photos(dtype: torch.dtype, backend: str) -> None:
         torch.testing.assert_close(got, expected, rtol=0, atol=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
 def test_deep_copies_share_and_the_rest_is_refused() -> None:
     optimized = effnet_fast.optimize(make_network("timm-lite"), (1, 3, 32, 32))
     assert "EfficientNet, 16 blocks" in repr(optimized)
