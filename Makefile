@@ -20,13 +20,14 @@ DEMO_BUILD := $(LIB)/.built-all
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format build bench gpu clean
+.PHONY: help setup demo test lint format build bench publish gpu clean
 
 help:
 	@echo "make demo    classify photos with stock and patched networks, side by side"
 	@echo "make test    build for the CPU and every CUDA architecture, lint, run all tests"
 	@echo "make build   the native libraries only (CUDA needs nvcc; .venv gets one from PyPI if there is none)"
-	@echo "make bench   this machine's benchmarks, results and a page under build/bench (minutes; an idle machine, please)"
+	@echo "make bench   this machine's benchmarks, results and a page under build/bench (20 minutes; an idle machine, please)"
+	@echo "make publish the same, into benchmarks/results, README.md and docs/figures"
 	@echo "make gpu     everything that wants a GPU, in nine minutes, results under OUT (default build/gpu)"
 	@echo "make setup   .venv with everything for development"
 	@echo "make lint    ruff, clang-format, mypy"
@@ -93,11 +94,11 @@ format: $(VENV)/.dev
 test: build lint
 	$(BIN)/python -m pytest
 
-BENCH := build/bench
 bench: build
-	$(BIN)/effnet-fast bench b0@1,8 b4@1 --dtype fp32 bf16 --out $(BENCH)/e2e.json --csv $(BENCH)/e2e.csv
-	$(BIN)/python -m pytest benchmarks --benchmark-only --bench-models b0 --bench-quick -q --benchmark-json $(BENCH)/shapes.json
-	$(BIN)/effnet-fast report $(BENCH)/e2e.json $(BENCH)/shapes.json -o $(BENCH)/report.html --text
+	$(BIN)/python benchmarks/publish.py --out build/bench
+
+publish: build
+	$(BIN)/python benchmarks/publish.py
 
 # Does not need .venv: a GPU machine may have its own Python and no network.
 OUT ?= build/gpu

@@ -28,6 +28,7 @@ class Case(NamedTuple):
     ours: Callable[[nn.Module], Callable[[Tensor], Any]]  # the same computation with a module's parameters
     x: Tensor  # contiguous
     bytes: float  # that a kernel reading and writing every tensor once would move
+    flops: float  # multiplications and additions of the convolutions and matrix products
     outputs: tuple[str, ...] = ("y",)
 
 
@@ -49,14 +50,16 @@ def _conv(shape: Shape, groups: int) -> nn.Conv2d:
     )
 
 
-def _conv_bytes(shape: Shape, x: Tensor, mode: str) -> float:
+def _conv_work(shape: Shape, x: Tensor, mode: str) -> tuple[float, float]:
+    """Bytes and floating point operations of a convolution alone."""
     out = -(-shape.size // shape.stride)
     read, written = x.numel(), len(x) * shape.out_channels * out**2
     groups = shape.in_channels if shape.kernel_size > 1 else 1
-    weight = shape.in_channels // groups * shape.out_channels * shape.kernel_size**2
+    taps = shape.in_channels // groups * shape.kernel_size**2
     # The backward reads the output's gradient and the input and writes the input's gradient.
     times = (1, 1, 1) if mode == "infer" else (3, 2, 3)
-    return x.element_size() * (times[0] * read + times[1] * written + times[2] * weight)
+    elements = times[0] * read + times[1] * written + times[2] * taps * shape.out_channels
+    return x.element_size() * elements, 2 * times[2] * taps * written
 
 
 def depthwise(shape: Shape, mode: str, batch: int, device: torch.device, dtype: torch.dtype) -> Case:
@@ -67,7 +70,7 @@ def depthwise(shape: Shape, mode: str, batch: int, device: torch.device, dtype: 
     def ours(module: nn.Module) -> Callable[[Tensor], Any]:
         return lambda x: ops.depthwise(x, module.weight, shape.stride, shape.kernel_size // 2).y
 
-    return Case(shape.name, mode, conv, ours, x, _conv_bytes(shape, x, mode))
+    return Case(shape.name, mode, conv, ours, x, *_conv_work(shape, x, mode))
 
 
 def pointwise(shape: Shape, mode: str, batch: int, device: torch.device, dtype: torch.dtype) -> Case:
@@ -76,7 +79,7 @@ def pointwise(shape: Shape, mode: str, batch: int, device: torch.device, dtype: 
     conv = _cast(_conv(shape, 1), x, mode)
     return Case(
         *(shape.name, mode, conv, lambda module: lambda x: ops.pointwise(x, module.weight).y),
-        *(x, _conv_bytes(shape, x, mode)),
+        *(x, *_conv_work(shape, x, mode)),
     )
 
 
@@ -123,7 +126,7 @@ def _fused(shape: Shape, mode: str, batch: int, device: torch.device, dtype: tor
 
         return call
 
-    return Case(shape.name, mode, module, ours, x, _conv_bytes(shape, x, mode), ("y", "pooled"))
+    return Case(shape.name, mode, module, ours, x, *_conv_work(shape, x, mode), ("y", "pooled"))
 
 
 def depthwise_fused(shape: Shape, mode: str, batch: int, device: torch.device, dtype: torch.dtype) -> Case:
@@ -158,7 +161,8 @@ def squeeze_excite(shape: Shape, mode: str, batch: int, device: torch.device, dt
 
     parameters = sum(p.numel() for p in gate.parameters())
     times = 1 if mode == "infer" else 3
-    return Case(shape.name, mode, gate, ours, x, 4 * times * (2 * x.numel() + parameters))
+    flops = 4 * times * x.numel() * shape.out_channels
+    return Case(shape.name, mode, gate, ours, x, 4 * times * (2 * x.numel() + parameters), flops)
 
 
 def mbconv(shape: Shape, mode: str, batch: int, device: torch.device, dtype: torch.dtype) -> Case:
@@ -177,15 +181,16 @@ def mbconv(shape: Shape, mode: str, batch: int, device: torch.device, dtype: tor
     module = _cast(module, x, mode)
     return Case(
         *(shape.name, mode, module, lambda stock: patch(copy.deepcopy(stock))),
-        *(x, block_bytes(b, mode, batch, x.element_size())),
+        *(x, *block_work(b, mode, batch, x.element_size())),
     )
 
 
-def block_bytes(block: Block, mode: str, batch: int, element_size: int) -> float:
-    """What the fused design moves for a block: a network of it alone less the same network without it."""
+def block_work(block: Block, mode: str, batch: int, element_size: int) -> tuple[float, float]:
+    """Bytes and operations of the fused design for a block: a network of it alone less one without it."""
     alone = Network(block.model, 8, 8, 4, (block,), 8, 8, 4)
-    totals = [
-        roofline.bytes_per_image(list(designs.DESIGNS["fused", mode](n)), batch, element_size)
-        for n in (alone, alone._replace(blocks=()))
-    ]
-    return batch * (totals[0] - totals[1])
+    moved, computed = [], []
+    for network in (alone, alone._replace(blocks=())):
+        launches = list(designs.DESIGNS["fused", mode](network))
+        moved.append(roofline.bytes_per_image(launches, batch, element_size))
+        computed.append(2 * sum(launch.dense + launch.stencil for launch in launches))
+    return batch * (moved[0] - moved[1]), batch * (computed[0] - computed[1])

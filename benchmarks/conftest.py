@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,18 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import cases, providers, shapes
-from effnet_fast.bench import results, timing
+from effnet_fast.bench import memory, results, timing
 from effnet_fast.bench.stats import summarize
 from effnet_fast.bench.targets import DTYPES
-from effnet_fast.bench.worker import reset_peak
 from effnet_fast.errors import BackendError, EffnetFastError
 from effnet_fast.models import list_models
 
+#: Facts of the machine that every row repeats.
+SHARED = ("device_name", "threads", "python", "torch", "triton", "effnet_fast", "revision", "copy_gb_per_s")
+
 Clock = pytest.StashKey[timing.Clock]()
+Facts = pytest.StashKey[dict[str, Any]]()
+Deadline = pytest.StashKey[float]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -32,6 +37,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--bench-dtype", default="", choices=("", "fp32", "bf16", "fp16"), help="default: fp32, CUDA: bf16"
     )
     group.addoption("--bench-seconds", type=float, default=0.3, help="of timing for each provider and shape")
+    group.addoption("--bench-budget", type=float, default=0.0, help="seconds; what is left then is skipped")
     group.addoption("--bench-quick", action="store_true", help="only providers that start at once")
     group.addoption(
         "--bench-providers", default="", help="comma-separated, default: all that this device has"
@@ -43,6 +49,8 @@ def pytest_configure(config: pytest.Config) -> None:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     config.stash[Clock] = timing.Clock(torch.device(name))
+    budget = config.getoption("--bench-budget")
+    config.stash[Deadline] = time.monotonic() + budget if budget else float("inf")
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.benchmark = True
 
@@ -86,6 +94,7 @@ def facts(pytestconfig: pytest.Config) -> dict[str, Any]:
     device = _device(pytestconfig)
     found = results.facts(device.type)
     found["device_name"] = torch.cuda.get_device_name(device) if device.type == "cuda" else found["cpu"]
+    pytestconfig.stash[Facts] = found
     found["copy_gb_per_s"] = round(timing.copy_bandwidth(device) / 1e9, 2)
     return found
 
@@ -94,6 +103,20 @@ def facts(pytestconfig: pytest.Config) -> dict[str, Any]:
 def truths() -> dict[Any, Any]:
     """The last case with its truth: providers of one case follow each other."""
     return {}
+
+
+def _peak(step: providers.Step, device: torch.device) -> float | None:
+    """Megabytes that a call holds at most beyond its input and weights; ``None`` where nobody counts."""
+    if device.type == "cpu":
+        # What was free but kept would hide what the call needs.
+        memory.return_unused()
+    if not memory.reset_peak(device):
+        return None
+    before = memory.used_mb(device)
+    outputs = step()
+    peak = memory.peak_mb(device) - before
+    del outputs
+    return round(peak, 3)
 
 
 @pytest.fixture
@@ -107,6 +130,8 @@ def measure(
     dtype = pytestconfig.getoption("--bench-dtype") or ("bf16" if device.type == "cuda" else "fp32")
 
     def run(make: Callable[..., cases.Case], shape: shapes.Shape, mode: str, provider: str) -> None:
+        if time.monotonic() > pytestconfig.stash[Deadline]:
+            pytest.skip("the time budget was used up")
         key = make.__name__, shape, mode
         if key not in truths:
             truths.clear()
@@ -118,12 +143,9 @@ def measure(
             truth.check(step())
         except (BackendError, EffnetFastError) as error:
             pytest.skip(str(error))
-        clock.run(lambda: None)
-        reset_peak(device)
-        before = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
         one = timing.warm_up(step, clock)
-        # What a call allocates beyond its input and weights.
-        peak = (torch.cuda.max_memory_allocated(device) - before) / 1e6 if device.type == "cuda" else None
+        # What a graph replays it allocated when it was captured.
+        peak = None if provider.endswith("cuda-graph") else _peak(step, device)
         seconds = pytestconfig.getoption("--bench-seconds")
         benchmark.group = f"{make.__name__} {mode} {shape.name}"
         benchmark.pedantic(clock.run, args=(step,), rounds=timing.rounds_for(one, seconds))
@@ -131,24 +153,27 @@ def measure(
             return
         spread = summarize(benchmark.stats.stats.data)
         speed = truth.case.bytes / spread.median / 1e9
+        kind = dtype if make is not cases.squeeze_excite else "fp32"
+        rates = facts.setdefault("matmul_tflops", {})
+        if kind not in rates:
+            rates[kind] = round(timing.matmul_rate(device, DTYPES[kind][0]) / 1e12, 4)
         benchmark.extra_info.update(
             op=make.__name__,
             shape=shape.name,
             mode=mode,
             provider=provider,
             batch=batch,
-            dtype=dtype if make is not cases.squeeze_excite else "fp32",
+            dtype=kind,
             median_ms=spread.median * 1e3,
             p20_ms=spread.p20 * 1e3,
             p80_ms=spread.p80 * 1e3,
             bytes=int(truth.case.bytes),
             gb_per_s=round(speed, 2),
             copy_fraction=round(speed / facts["copy_gb_per_s"], 4),
+            flops=int(truth.case.flops),
             peak_memory_mb=peak,
-            **{
-                name: facts.get(name)
-                for name in ("device_name", "torch", "triton", "revision", "copy_gb_per_s")
-            },
+            matmul_gflop_per_s=rates[kind] * 1e3,
+            **{name: facts.get(name) for name in SHARED},
         )
 
     return run
@@ -158,8 +183,4 @@ def pytest_benchmark_update_json(config: pytest.Config, benchmarks: Any, output_
     """Single timings are left out: the median and the spread are what is kept."""
     for entry in output_json["benchmarks"]:
         entry["stats"].pop("data", None)
-    device = _device(config)
-    output_json["environment"] = results.facts(device.type)
-    output_json["environment"]["device_name"] = next(
-        (entry["extra_info"].get("device_name") for entry in output_json["benchmarks"]), None
-    )
+    output_json["environment"] = config.stash.get(Facts, None) or results.facts(_device(config).type)

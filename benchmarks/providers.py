@@ -53,6 +53,8 @@ def step(provider: str, case: Case) -> Step:
     if call is not module and isinstance(call, nn.Module):
         module = call
     if provider.startswith("compile"):
+        # All shapes run through the same code, of which the compiler keeps eight versions: the ninth would run eager.
+        torch.compiler.reset()
         mode = "max-autotune-no-cudagraphs" if provider.endswith("autotune") else "default"
         call = torch.compile(call, mode=mode, dynamic=False)
     run = _training(case, call, module, x) if case.mode == "train" else _inference(case, call, x)

@@ -17,8 +17,8 @@ from effnet_fast.bench.stats import geometric_mean
 
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- performance: begin (benchmarks/readme.py) -->", "<!-- performance: end -->"
-#: A load average above the threads used by this much means that others were at work.
-BUSY = 1.0
+#: A load average above this before a benchmark began means that others were at work.
+BUSY = 0.5
 
 
 def section(folder: Path) -> str:
@@ -39,16 +39,16 @@ def _folders(results_folder: Path) -> list[Path]:
 def _device(folder: str, device: Device) -> str:
     facts = device.environments[-1]
     dates = sorted({str(entry["date"])[:10] for entry in device.environments})
-    threads = f", {facts['threads']} thread(s)" if facts["device"] == "cpu" else ""
-    lines = [f"**{device.name}**{threads}, PyTorch {facts['torch']}, {' and '.join(dates)}.", ""]
-    loads = [entry["load_before"] for entry in device.environments if "load_before" in entry]
-    if facts["device"] == "cpu" and loads and max(loads) > facts["threads"] + BUSY:
-        lines += [f"Measured on a busy machine (load average up to {max(loads)}).", ""]
+    isa = f" ({facts['isa']})" if facts["device"] == "cpu" and facts.get("isa") else ""
+    lines = [f"**{device.name}**{isa}, PyTorch {facts['torch']}, measured {' and '.join(dates)}.", ""]
+    loads = [entry["load_before"] for entry in device.environments if entry.get("load_before")]
+    if facts["device"] == "cpu" and loads and max(loads) > BUSY:
+        lines += [f"Others were at work on the machine (load average up to {max(loads)}).", ""]
     models = duels(device.models, job)
     if models:
         lines += [
-            "| model | effnet_fast, images/s | fastest baseline, images/s | speed-up | over eager |",
-            "|---|--:|--:|--:|--:|",
+            "| model | images/s | by | fastest baseline, images/s | speed-up | over eager |",
+            "|---|--:|---|--:|--:|--:|",
         ]
         eager = _eager(device)
         for duel in models:
@@ -57,10 +57,10 @@ def _device(folder: str, device: Device) -> str:
             over_eager = f"{eager[duel.job] / ours['median_ms']:.2f}x" if duel.job in eager else ""
             lines.append(
                 f"| {model} {mode}, batch {batch}, {resolution} px, {dtype} | {ours['images_per_second']:,.1f} "
-                f"| {other['images_per_second']:,.1f} ({other['provider']}) | {duel.speedup:.2f}x "
+                f"| {ours['provider']} | {other['images_per_second']:,.1f} ({other['provider']}) | {duel.speedup:.2f}x "
                 f"| {over_eager} |"
             )
-        lines.append("")
+        lines += ["", losses([duel.speedup for duel in models]), ""]
     shapes = _shapes(device)
     if shapes:
         lines += [
@@ -69,11 +69,22 @@ def _device(folder: str, device: Device) -> str:
             *shapes,
             "",
         ]
-    for name in ("latency", "shapes"):
+    for name in ("models", "shapes"):
         path = ROOT / "docs" / "figures" / folder / f"{name}.png"
         if path.exists():
             lines += [f"![{name}](docs/figures/{folder}/{name}.png)", ""]
     return "\n".join(lines) if models or shapes else ""
+
+
+def losses(speeds: list[float]) -> str:
+    """How many of the speed-ups are losses, in a sentence."""
+    lost = sum(speed < 1 for speed in speeds)
+    if not lost:
+        return f"Faster than the fastest baseline in all {len(speeds)} cases."
+    return (
+        f"Slower than the fastest baseline in {lost} of {len(speeds)} cases, at worst {min(speeds):.2f}x; "
+        f"geometric mean {geometric_mean(speeds):.2f}x."
+    )
 
 
 def _eager(device: Device) -> dict[tuple[object, ...], float]:

@@ -78,14 +78,15 @@ training() { bench $MODELS_TRAIN --dtype $DTYPE --mode train; }
 compile() { bench ${MODELS_INFER%%,*} --dtype $DTYPE --providers compile effnet-fast-compile; }
 bench() {
   # shellcheck disable=SC2086
-  "$PYTHON" -m effnet_fast bench "$@" $SIZE --quick --rounds 2 --out "$OUT/e2e.json" --csv "$OUT/e2e.csv" --append
+  "$PYTHON" -m effnet_fast bench "$@" $SIZE --quick --rounds 2 --out "$OUT/e2e.json" --csv "$OUT/e2e.csv" --append \
+    --budget $BUDGET
 }
 
 shapes() {
   # shellcheck disable=SC2086
   "$PYTHON" -m pytest benchmarks/test_mbconv.py benchmarks/test_depthwise.py benchmarks/test_pointwise.py \
     --benchmark-only --benchmark-columns=median,iqr,rounds -q -p no:cacheprovider $SHAPES \
-    --benchmark-json "$OUT/shapes.json"
+    --bench-budget $BUDGET --benchmark-json "$OUT/shapes.json"
 }
 
 profile() { "$PYTHON" benchmarks/profile_block.py --out "$OUT/profile.json" ${SM:+--batch 64 --dtype bf16}; }
@@ -123,7 +124,9 @@ for stage in $STAGES; do
   if [ $box -lt 1 ]; then
     echo "no time left" >>"$LOG"
   elif [ -n "$SM$REHEARSE" ] || [ "$name" = build ] || [ "$name" = tests ]; then
-    timeout --signal=INT --kill-after=8 "$box" bash -c "$name" >>"$LOG" 2>&1
+    # Benchmarks stop by themselves before that: what they then lack is said in their results.
+    BUDGET=$((box > 30 ? box - 15 : (box + 1) / 2)) \
+      timeout --signal=INT --kill-after=8 "$box" bash -c "$name" >>"$LOG" 2>&1
     code=$?
   else
     echo "no CUDA device" >>"$LOG"

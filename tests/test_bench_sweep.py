@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 from effnet_fast.bench import accuracy, results, sweep, targets, timing
+from effnet_fast.bench.process import Process
 from effnet_fast.bench.providers import PROVIDERS, Prepared, default_providers, inference_step, is_ours
 from effnet_fast.bench.targets import Job
 from effnet_fast.cli import main
@@ -62,16 +64,37 @@ def test_default_providers_fit_the_device() -> None:
 
 def test_accuracy_sees_a_wrong_model() -> None:
     model, x = targets.stock_model(JOB, torch.device("cpu")), targets.images(JOB, torch.device("cpu"))
+    wanted = accuracy.truth(copy.deepcopy(model), x, x.device, JOB)
     step = inference_step(model, x)
-    right = accuracy.max_error(
-        Prepared(step, step, None), targets.stock_model(JOB, x.device), x, x.device, JOB
-    )
+    right = accuracy.max_error(Prepared(step, step, None), wanted, x, x.device, JOB)
     assert right is not None and right < 1e-4
-    wrong = accuracy.max_error(
-        Prepared(step, lambda: 1.01 * step(), None), targets.stock_model(JOB, x.device), x, x.device, JOB
-    )
+    wrong = accuracy.max_error(Prepared(step, lambda: 1.01 * step(), None), wanted, x, x.device, JOB)
     assert wrong == pytest.approx(0.01, rel=0.05)
     assert accuracy.relative_error(torch.tensor([float("nan")]), torch.ones(1)) == float("inf")
+
+
+def test_accuracy_of_training_looks_at_gradients() -> None:
+    cpu = torch.device("cpu")
+    job = JOB._replace(mode="train", batch=4)
+    # Fresh statistics: training does not use them, and making others takes longer than the test.
+    model = targets.parse("b0")[0]().train()
+    x = targets.images(job, cpu)
+    wanted = accuracy.truth(copy.deepcopy(model), x, cpu, job)
+    assert wanted is not None and wanted.shape == (32, 3, 3, 3)
+    right = accuracy.max_error(Prepared(lambda: None, None, model), wanted, x, cpu, job)
+    assert right is not None and right < 1e-2
+    with torch.no_grad():
+        next(p for p in model.parameters() if p.dim() == 2).mul_(1.2)
+    wrong = accuracy.max_error(Prepared(lambda: None, None, model), wanted, x, cpu, job)
+    assert wrong is not None and wrong > 5 * right
+    # One image has no batch statistics to speak of.
+    assert accuracy.truth(model, x[:1], cpu, job) is None
+
+
+def test_weights_of_a_file_are_the_weights() -> None:
+    state = {name: value * 2 for name, value in targets.parse("b0")[0]().state_dict().items()}
+    model = targets.stock_model(JOB, torch.device("cpu"), state)
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
 
 
 def test_the_clock_reads_what_was_timed() -> None:
@@ -103,7 +126,7 @@ def test_bench_measures_compares_and_keeps_rows(
     rows = {row["provider"]: row for row in data["rows"]}
     assert rows["effnet-fast-triton"]["status"] == "unavailable" and rows["effnet-fast-triton"]["reason"]
     for name in ("eager", "effnet-fast"):
-        assert rows[name]["median_ms"] > 0 and rows[name]["max_error"] < 1e-3 and rows[name]["samples"] >= 10
+        assert rows[name]["median_ms"] > 0 and rows[name]["max_error"] < 1e-3 and rows[name]["samples"] >= 6
     assert rows["eager"]["speedup"] == 1.0 and rows["eager"]["roofline"] > 0
     assert data["environment"]["copy_gb_per_s"] > 0
 
@@ -134,8 +157,8 @@ def test_bench_measures_compares_and_keeps_rows(
     assert len(results.read(out)["rows"]) == 4
 
 
-def test_a_worker_that_dies_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    process = sweep.Process("eager", "cpu")
+def test_a_worker_that_dies_is_a_row(tmp_path: Path) -> None:
+    process = Process("eager", "cpu")
     try:
         assert process.ask(do="rates", dtype="fp32")["matmul_flops"] > 0
         assert process._process is not None
@@ -143,7 +166,9 @@ def test_a_worker_that_dies_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
         answer = process.ask(do="rates", dtype="fp32")
         assert answer["status"] == "error" and "signal 9" in answer["reason"]
         # And the next question starts another one.
-        assert process.ask(do="prepare", job=list(JOB._replace(batch=10**9)))["status"] == "out of memory"
+        huge = list(JOB._replace(batch=10**9))
+        answer = process.ask(do="reference", job=huge, path=str(tmp_path / "reference.pt"))
+        assert answer["status"] == "out of memory"
     finally:
         process.close()
 

@@ -25,31 +25,39 @@ def relative_error(actual: Tensor, truth: Tensor) -> float:
     return ((actual - truth).abs().max() / truth.abs().max().clamp_min(1e-300)).item()
 
 
+def truth(model: nn.Module, x: Tensor, device: torch.device, job: Job) -> Tensor | None:
+    """What fp64 gives for the first of the images ``x``: logits, or in training the stem's gradient.
+
+    ``None`` where training has too few images for BatchNorm. The model is left in fp64.
+    """
+    model = model.to(device).double()
+    if job.mode == "infer":
+        with torch.inference_mode():
+            return model(x[: IMAGES[device.type]].to(device, torch.float64)).cpu()
+    few = x[:TRAINING_IMAGES]
+    return _stem_gradient(model, few.to(device, torch.float64)).cpu() if len(few) > 1 else None
+
+
 def max_error(
-    prepared: Prepared, truth: nn.Module, x: Tensor, device: torch.device, job: Job
+    prepared: Prepared, wanted: Tensor | None, x: Tensor, device: torch.device, job: Job
 ) -> float | None:
-    """The relative error of the logits (inference) or of the stem's gradient (training).
+    """The error of a provider relative to :func:`truth`; ``None`` where it cannot be compared.
 
     Training is checked without dropout and stochastic depth, whose random numbers differ between dtypes, and only
     where the same module can run another batch: not for compiled and captured steps, which are fixed to theirs.
     """
-    truth = truth.double()
+    if wanted is None:
+        return None
     if job.mode == "infer":
         assert prepared.outputs is not None
-        count = min(IMAGES[device.type], len(x))
-        with torch.inference_mode():
-            wanted = truth(x[:count].to(device, torch.float64))
-        return relative_error(prepared.outputs()[:count], wanted)
+        return relative_error(prepared.outputs()[: len(wanted)], wanted)
     if prepared.module is None:
-        return None
-    few = x[:TRAINING_IMAGES].to(device)
-    if len(few) < 2:
         return None
     model = copy.deepcopy(prepared.module)
     first = next(model.parameters())
     layout = torch.channels_last if _is_channels_last(model) else torch.contiguous_format
-    got = _stem_gradient(model, few.to(first.dtype, memory_format=layout))
-    return relative_error(got, _stem_gradient(truth, few.double()))
+    few = x[:TRAINING_IMAGES].to(device, first.dtype, memory_format=layout)
+    return relative_error(_stem_gradient(model, few), wanted)
 
 
 def _is_channels_last(model: nn.Module) -> bool:

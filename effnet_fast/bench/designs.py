@@ -89,7 +89,7 @@ def _head(n: Network) -> _Conv:
 
 def _classifier(n: Network, times: int = 1, outputs: float = CLASSES) -> Kernel:
     weights = n.head_channels * CLASSES
-    return Kernel("classifier", n.head_channels + outputs, times * weights, times * weights)
+    return Kernel("classifier", n.head_channels + outputs, times * (weights + CLASSES), times * weights)
 
 
 def _eager(n: Network) -> Iterator[Kernel]:
@@ -232,7 +232,7 @@ def _compiled_training(n: Network) -> Iterator[Kernel]:
         yield Kernel("bn+add", 2 * p + (p if parts.residual else 0))
     yield from forward(head)
     yield Kernel("bn+silu+pool", head.o, silu=head.o)
-    yield _classifier(n, 3, 0)
+    yield _classifier(n, 3, n.head_channels)
     yield Kernel("reduce", head.o, silu=head.o)
     yield Kernel("elementwise", 2 * head.o, silu=head.o)
     yield head.kernel(".dgrad")

@@ -13,6 +13,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
 from .. import build, environment
 from ..errors import EffnetFastError
 from .providers import is_ours
@@ -42,6 +44,7 @@ def facts(device: str) -> dict[str, Any]:
         "python": platform.python_version(),
         **{name: version for name in packages if (version := _version(name)) is not None},
         "cpu": system["cpu"],
+        "isa": torch.backends.cpu.get_cpu_capability(),
         "cores": system["cores"],
         "threads": system["torch_threads"],
         "driver": system["nvidia_driver"],

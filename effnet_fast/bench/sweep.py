@@ -9,22 +9,16 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from multiprocessing import Pipe
 from typing import Any, NamedTuple
 
 from ..errors import EffnetFastError
 from . import blocks, designs, results, roofline, targets
+from .process import PATIENCE, Process
 from .stats import summarize
 from .targets import DTYPES, Job
-
-#: A worker that says nothing for so long is given up: compiling a large model takes minutes, nothing takes longer.
-PATIENCE = 900.0
 
 
 class Plan(NamedTuple):
@@ -36,77 +30,6 @@ class Plan(NamedTuple):
     rounds: int = 3
     seconds: float = 1.0  # of timing per round
     budget: float | None = None  # seconds for everything
-
-
-class Process:
-    """One provider's process, from the outside."""
-
-    def __init__(self, provider: str, device: str) -> None:
-        self.provider, self.device = provider, device
-        self._process: subprocess.Popen[bytes] | None = None
-        self._greeted = False
-
-    def ask(self, patience: float = PATIENCE, **message: Any) -> dict[str, Any]:
-        """Send a message and wait for the answer; a process that died or hangs is an answer too."""
-        self.start()
-        self._signal(signal.SIGCONT)
-        try:
-            self._pipe.send(message)
-            if not self._greeted:
-                # Its first words: it has imported everything and reached the device.
-                self._greeted = self._pipe.poll(PATIENCE) and bool(self._pipe.recv())
-            if self._pipe.poll(patience):
-                return self._pipe.recv()
-            reason = f"no answer within {patience:.0f} s"
-        except (EOFError, OSError):
-            reason = self._last_words()
-        self.close()
-        return {"status": "error", "reason": reason}
-
-    def pause(self) -> None:
-        """Let it use no processor until it is asked again."""
-        self._signal(signal.SIGSTOP)
-
-    def close(self) -> None:
-        """End it; a later question starts another."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            self._pipe.close()
-            self._errors.close()
-            self._process = None
-
-    def start(self) -> None:
-        """Start it, if it does not run, without waiting until it is ready."""
-        if self._process is not None:
-            return
-        ours, theirs = Pipe()
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the process)
-        command = [sys.executable, "-m", "effnet_fast.bench.worker", self.provider, self.device]
-        # A session of its own: Ctrl-C is for the sweep, which then ends its workers.
-        self._process = subprocess.Popen(
-            [*command, str(theirs.fileno())],
-            pass_fds=[theirs.fileno()],
-            stdin=subprocess.DEVNULL,
-            stderr=self._errors,
-            start_new_session=True,
-        )
-        theirs.close()
-        self._pipe, self._greeted = ours, False
-
-    def _signal(self, number: int) -> None:
-        if self._process is not None and self._process.poll() is None:
-            os.kill(self._process.pid, number)
-
-    def _last_words(self) -> str:
-        assert self._process is not None
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(10)
-        self._errors.seek(0)
-        lines = self._errors.read().decode(errors="replace").strip().splitlines()
-        code = self._process.returncode
-        ended = f"killed by signal {-code}" if code is not None and code < 0 else f"exit code {code}"
-        return f"the process ended ({ended}): {lines[-1][:200] if lines else 'no message'}"
 
 
 class Sweep:
@@ -122,6 +45,9 @@ class Sweep:
         self.steps = len(plan.jobs) * len(plan.providers)
         self._rates: dict[str, roofline.Device] = {}
         self._deadline = time.monotonic() + plan.budget if plan.budget else float("inf")
+        self._file = ""
+        # Rates and references in a process of their own: what they leave behind would count as a provider's memory.
+        self._referee = Process("eager", plan.device)
 
     @property
     def fresh(self) -> list[results.Row]:
@@ -130,9 +56,13 @@ class Sweep:
 
     def run(self, finished: Callable[[results.Row], None]) -> None:
         """Measure everything; ``finished`` is called with each row."""
-        with self._processes() as processes:
+        with (
+            self._processes() as processes,
+            tempfile.TemporaryDirectory(prefix="effnet-fast-bench-") as folder,
+        ):
+            self._file = os.path.join(folder, "reference.pt")
             for dtype in dict.fromkeys(job.dtype for job in self.plan.jobs):
-                self._measure_rates(processes[0], dtype)
+                self._measure_rates(dtype)
             for job in self.plan.jobs:
                 measure = self._take_turns if self.plan.device == "cpu" else self._one_by_one
                 measure(job, processes, finished)
@@ -147,12 +77,12 @@ class Sweep:
                 process.start()
             yield processes
         finally:
-            for process in processes:
+            for process in (*processes, self._referee):
                 process.close()
             self.data["environment"]["load_after"] = round(os.getloadavg()[0], 1)
 
-    def _measure_rates(self, process: Process, dtype: str) -> None:
-        answer = process.ask(do="rates", dtype=dtype)
+    def _measure_rates(self, dtype: str) -> None:
+        answer = self._ask_in_time(self._referee, do="rates", dtype=dtype)
         if answer["status"] != "ok":
             return
         facts = self.data["environment"]
@@ -164,11 +94,24 @@ class Sweep:
     def _left(self) -> float:
         return self._deadline - time.monotonic()
 
-    def _prepare(self, process: Process, job: Job) -> dict[str, Any]:
-        if self._left() <= 0:
-            return {"status": "skipped", "reason": "the time budget was used up", "samples": []}
-        answer = process.ask(min(PATIENCE, max(self._left(), 1.0)), do="prepare", job=list(job))
+    def _reference(self, job: Job) -> dict[str, Any]:
+        """Weights and fp64 results, made once: for a large model they take longer than the timing."""
+        answer = self._ask_in_time(self._referee, do="reference", job=list(job), path=self._file)
+        self._referee.pause()
+        return answer
+
+    def _prepare(self, process: Process, job: Job, reference: dict[str, Any]) -> dict[str, Any]:
+        if reference["status"] != "ok":
+            return {**reference, "samples": []}
+        answer = self._ask_in_time(process, do="prepare", job=list(job), path=self._file)
         return {**answer, "samples": []}
+
+    def _ask_in_time(self, process: Process, **message: Any) -> dict[str, Any]:
+        if self._left() > 0:
+            answer = process.ask(min(PATIENCE, max(self._left(), 1.0)), **message)
+            if answer["status"] != "no answer" or self._left() > 0:
+                return answer
+        return {"status": "skipped", "reason": "the time budget was used up"}
 
     def _measure(self, process: Process, prepared: dict[str, Any]) -> None:
         if prepared["status"] == "ok":
@@ -182,10 +125,13 @@ class Sweep:
     ) -> None:
         answers: list[dict[str, Any]] = []
         try:
+            reference = self._reference(job)
             for process in processes:
-                answers.append(self._prepare(process, job))
+                answers.append(self._prepare(process, job, reference))
                 process.pause()
-            for _ in range(self.plan.rounds):
+            for index in range(self.plan.rounds):
+                if index and self._left() <= 0:
+                    break
                 for process, answer in zip(processes, answers, strict=True):
                     self._measure(process, answer)
                     process.pause()
@@ -200,10 +146,13 @@ class Sweep:
     def _one_by_one(
         self, job: Job, processes: list[Process], finished: Callable[[results.Row], None]
     ) -> None:
+        reference = self._reference(job)
         for process in processes:
-            answer = self._prepare(process, job)
+            answer = self._prepare(process, job, reference)
             try:
-                for _ in range(self.plan.rounds):
+                for index in range(self.plan.rounds):
+                    if index and self._left() <= 0:
+                        break
                     self._measure(process, answer)
             except KeyboardInterrupt:
                 self._keep(job, [process], [answer], finished)

@@ -89,15 +89,21 @@ def _checked(name: str, factory: Callable[[], Any]) -> Callable[[], nn.Module]:
     return build
 
 
-def stock_model(job: Job, device: torch.device) -> nn.Module:
+def stock_model(job: Job, device: torch.device, state: dict[str, Tensor] | None = None) -> nn.Module:
     """The model of a job in fp32, the same weights every time, in the job's mode.
 
     The BatchNorm statistics are those of random images: with fresh ones a deep network's activations would shrink
     or grow from block to block, and a relative error would say nothing.
+
+    Args:
+        state: the state dict of the same model made before; ``None``: make one.
     """
     torch.manual_seed(SEED)
     build, _, member = parse(job.model)
     model = build().to(device)
+    if state is not None:
+        model.load_state_dict(state)
+        return model.train(job.mode == "train")
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     momenta = [m.momentum for m in norms]
     for norm in norms:

@@ -75,9 +75,10 @@ def rounds_for(one: float, seconds: float, least: int = 5, most: int = 300) -> i
     return max(least, min(most, int(seconds / max(one, 1e-7))))
 
 
-def sample(step: Step, clock: Clock, seconds: float, least: int = 5) -> list[float]:
-    """Times of single calls, in seconds, for about ``seconds`` in total."""
+def sample(step: Step, clock: Clock, seconds: float) -> list[float]:
+    """Times of single calls, in seconds, for about ``seconds`` in total: at least five, three of slow ones."""
     first = clock.run(step)
+    least = 5 if first < seconds else 3
     return [first] + [clock.run(step) for _ in range(rounds_for(first, seconds, least) - 1)]
 
 

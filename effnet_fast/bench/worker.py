@@ -1,25 +1,23 @@
 """The process that measures one provider; :mod:`.sweep` starts it and talks to it over a pipe.
 
-Messages are dicts with a key ``do``: ``prepare``, ``measure``, ``release``, ``rates``. Every answer is a dict with
+Messages are dicts with a key ``do``: ``reference``, ``prepare``, ``measure``, ``release``, ``rates``. Every answer is a dict with
 ``status``: ``ok``, ``out of memory``, ``unavailable`` or ``error``, the latter with a ``reason``.
 """
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import gc
 import os
 import signal
 import sys
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..errors import EffnetFastError
-from . import accuracy, timing
+from . import accuracy, memory, timing
 from .providers import PROVIDERS, Prepared
 from .targets import DTYPES, Job, images, stock_model
 
@@ -32,7 +30,7 @@ class Worker:
         self.clock = timing.Clock(self.device)
         self.prepared: Prepared | None = None
         torch.zeros(1, device=self.device)
-        self.memory_before = resident_mb()
+        self.memory_before = memory.used_mb(self.device)
 
     def answer(self, message: dict[str, Any]) -> dict[str, Any]:
         """Do what a message asks for; never raises for what a provider may run into."""
@@ -49,22 +47,35 @@ class Worker:
         self.do_release()
         return failure
 
-    def do_prepare(self, job: list[Any]) -> dict[str, Any]:
-        """Build, warm up and check a job."""
+    def do_reference(self, job: list[Any], path: str) -> dict[str, Any]:
+        """Make a job's weights and its results in fp64 once, for all providers, into a file."""
         task = Job(*job)
         _set_precision(task)
-        # The buffer that flushes caches is there before, what only the check needs comes after: neither counts.
+        model = stock_model(task, self.device)
+        # The truth converts the model to fp64 in place.
+        state = {name: value.to("cpu", copy=True) for name, value in model.state_dict().items()}
+        truth = accuracy.truth(model, images(task, torch.device("cpu")), self.device, task)
+        torch.save({"state": state, "truth": truth}, path)
+        del model
+        return self.do_release()
+
+    def do_prepare(self, job: list[Any], path: str) -> dict[str, Any]:
+        """Build, warm up and check a job, whose reference is in a file."""
+        task = Job(*job)
+        _set_precision(task)
+        # The buffer that flushes caches is there before: it does not count.
         self.clock.run(lambda: None)
         before = self._used_mb()
-        model, x = stock_model(task, self.device), images(task, torch.device("cpu"))
-        reset_peak(self.device)
+        reference = torch.load(path)
+        model = stock_model(task, self.device, reference.pop("state"))
+        x = images(task, torch.device("cpu"))
+        memory.reset_peak(self.device)
         self.prepared = PROVIDERS[self.provider](model, x.to(self.device), task)
         del model
         self._settle()
         timing.warm_up(self.prepared.step, self.clock)
-        peak = self._peak_mb() - before
-        truth = stock_model(task, self.device)
-        error = accuracy.max_error(self.prepared, truth, x, self.device, task)
+        peak = memory.peak_mb(self.device) - before
+        error = accuracy.max_error(self.prepared, reference["truth"], x, self.device, task)
         return {"max_error": error, "peak_memory_mb": max(0.0, peak)}
 
     def _settle(self) -> None:
@@ -74,8 +85,8 @@ class Worker:
         for _ in range(2):
             self.prepared.step()
         gc.collect()
-        return_memory()
-        reset_peak(self.device)
+        memory.return_unused()
+        memory.reset_peak(self.device)
 
     def do_measure(self, seconds: float) -> dict[str, Any]:
         """Times of single calls, in seconds."""
@@ -91,7 +102,7 @@ class Worker:
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        return_memory()
+        memory.return_unused()
         return {}
 
     def do_rates(self, dtype: str) -> dict[str, Any]:
@@ -106,14 +117,7 @@ class Worker:
 
     def _used_mb(self) -> float:
         """What is in use without a model; on the CPU since the process started, because allocators keep memory."""
-        if self.device.type == "cuda":
-            return torch.cuda.memory_allocated(self.device) / 1e6
-        return self.memory_before
-
-    def _peak_mb(self) -> float:
-        if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.device) / 1e6
-        return _status_mb("VmHWM")
+        return memory.used_mb(self.device) if self.device.type == "cuda" else self.memory_before
 
 
 def _set_precision(job: Job) -> None:
@@ -130,35 +134,6 @@ def _is_memory(error: BaseException) -> bool:
 
 def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:300]
-
-
-def _status_mb(key: str) -> float:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(key + ":"):
-            return float(line.split()[1]) / 1e3
-    return 0.0
-
-
-def resident_mb() -> float:
-    """Memory this process has resident now."""
-    return _status_mb("VmRSS")
-
-
-def return_memory() -> None:
-    """Give memory that is free but kept by the C library back, so that what is resident is in use."""
-    # Only glibc has it.
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
-
-
-def reset_peak(device: torch.device) -> None:
-    """Start anew to look for the peak of memory use."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        return
-    # Not permitted in some containers: the peak is then that of the whole process so far, an upper bound.
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
 
 
 def main() -> None:

@@ -89,11 +89,14 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     models = [*arguments.models, *arguments.more_models] or ["b0"]
     jobs = sweep.make_jobs(models, arguments.mode, arguments.batch, arguments.resolution, arguments.dtype)
     seconds = min(arguments.seconds, 0.3) if arguments.quick else arguments.seconds
-    kept = results.read(arguments.out)["rows"] if arguments.append and arguments.out.exists() else []
+    earlier = results.read(arguments.out) if arguments.append and arguments.out.exists() else None
     work = sweep.Sweep(
         sweep.Plan(jobs, providers, device, arguments.rounds, seconds, arguments.budget),
-        kept,
+        earlier["rows"] if earlier else [],
     )
+    if earlier:
+        # Later the load is that of the benchmarks themselves.
+        work.data["environment"]["load_before"] = earlier["environment"].get("load_before")
     interrupted = _run(work, arguments, output)
     _show(work.rows, output)
     changes = results.compare(old["rows"], work.fresh) if old else []

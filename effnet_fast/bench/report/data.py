@@ -12,6 +12,7 @@ from .. import results
 from ..providers import is_ours
 
 Row = dict[str, Any]
+Item = TypeVar("Item")
 Key = TypeVar("Key")
 
 
@@ -46,18 +47,30 @@ def load(paths: Sequence[Path]) -> list[Device]:
     for path in paths:
         data = _read(path)
         facts = {**data["environment"], "file": path.name}
-        name = facts.get("device_name") or facts.get("device") or "unknown device"
+        name = device_name(facts)
         device = devices.setdefault(name, Device(name, [], [], []))
         device.environments.append(facts)
         if "benchmarks" in data:
-            device.shapes.extend(
-                entry["extra_info"] for entry in data["benchmarks"] if entry.get("extra_info")
-            )
+            rows = [entry["extra_info"] for entry in data["benchmarks"] if entry.get("extra_info")]
+            _replace(device.shapes, rows, lambda row: (*shape_job(row), row["provider"]))
         else:
-            fresh = {_identity(row) for row in data["rows"]}
-            device.models[:] = [row for row in device.models if _identity(row) not in fresh] + data["rows"]
+            _replace(device.models, data["rows"], _identity)
             results.add_speedups(device.models)
     return list(devices.values())
+
+
+def _replace(rows: list[Row], fresh: list[Row], identity: Callable[[Row], tuple[Any, ...]]) -> None:
+    """Add rows, in place of earlier ones of the same measurement."""
+    known = {identity(row) for row in fresh}
+    rows[:] = [row for row in rows if identity(row) not in known] + fresh
+
+
+def device_name(facts: Row) -> str:
+    """A device by name; a CPU with the number of threads that were used, which make it another device."""
+    name = facts.get("device_name") or facts.get("device") or "unknown device"
+    if facts.get("device") != "cpu" or "threads" not in facts:
+        return name
+    return f"{name}, {facts['threads']} thread{'s' if facts['threads'] != 1 else ''}"
 
 
 def _identity(row: Row) -> tuple[Any, ...]:
@@ -74,9 +87,9 @@ def _read(path: Path) -> Row:
     return results.read(path)
 
 
-def group(rows: Iterable[Row], key: Callable[[Row], Key]) -> dict[Key, list[Row]]:
-    """Rows by key, in order of appearance."""
-    groups: dict[Key, list[Row]] = {}
+def group(rows: Iterable[Item], key: Callable[[Item], Key]) -> dict[Key, list[Item]]:
+    """Rows, or duels, by key, in order of appearance."""
+    groups: dict[Key, list[Item]] = {}
     for row in rows:
         groups.setdefault(key(row), []).append(row)
     return groups

@@ -10,6 +10,7 @@ from .. import results
 from ..providers import PROVIDERS, is_ours
 from ..stats import geometric_mean
 from . import svg
+from .axis import number
 from .data import Device, Duel, Row, duels, group, job, shape_job
 from .style import CSS, style_of
 
@@ -29,8 +30,8 @@ def _device(device: Device) -> str:
     parts = [f"<h2>{escape(device.name)}</h2>", f'<p class="muted">{escape(_subtitle(device))}</p>']
     models = results.measured(device.models)
     if models:
-        parts += [_summary(device), _throughput(models), _memory(models), _errors(models)]
-    if device.shapes:
+        parts += [_headline(device), _summary(device), _throughput(models), _memory(models), _errors(models)]
+    if results.measured(device.shapes):
         parts += [_speedups(device.shapes), _roofline(device.shapes)]
     failed = [row for row in device.models if not row.get("median_ms")]
     if failed:
@@ -40,10 +41,11 @@ def _device(device: Device) -> str:
 
 
 def _subtitle(device: Device) -> str:
-    first = device.environments[-1]
-    threads = f", {first['threads']} thread(s)" if "threads" in first and first.get("device") == "cpu" else ""
+    last = device.environments[-1]
     dates = sorted({str(facts.get("date", ""))[:10] for facts in device.environments})
-    return f"{' and '.join(dates)}, PyTorch {first.get('torch', '?')}{threads}"
+    parts = [" and ".join(dates), f"PyTorch {last.get('torch', '?')}"]
+    parts += [str(last[name]) for name in ("isa",) if last.get(name)]
+    return ", ".join(parts)
 
 
 def job_name(key: tuple[Any, ...]) -> str:
@@ -52,16 +54,19 @@ def job_name(key: tuple[Any, ...]) -> str:
     return f"{model}, {mode}, batch {batch}, {resolution} px, {dtype}"
 
 
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Cells are HTML; all but the first column are aligned to the right."""
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "numbers") -> str:
+    """Cells are HTML. ``numbers``: all but the first column are aligned to the right; ``words``: lines wrap."""
     head = "".join(f"<th>{escape(column)}</th>" for column in columns)
     body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    return f'<div class="scroll"><table class="{kind}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
-def _figure(title: str, chart: str, legend: Sequence[str] = ()) -> str:
-    keys = "".join(f'<li><i class="{style_of(name)}"></i>{escape(name)}</li>' for name in legend)
-    return f"<figure><figcaption>{escape(title)}</figcaption>{chart}{f'<ul>{keys}</ul>' if keys else ''}</figure>"
+def _figure(title: str, chart: str, legend: Sequence[str] = (), line: str = "") -> str:
+    """``line``: what a dashed line in the chart stands for."""
+    keys = [f'<li><i class="{style_of(name)}"></i>{escape(name)}</li>' for name in legend]
+    keys += [f'<li><i class="dashed"></i>{escape(line)}</li>'] if line else []
+    keyed = f"<ul>{''.join(keys)}</ul>" if keys else ""
+    return f"<figure><figcaption>{escape(title)}</figcaption>{chart}{keyed}</figure>"
 
 
 def _order(names: set[str]) -> list[str]:
@@ -73,6 +78,20 @@ def ratio(duel: Duel) -> str:
     """The speed-up as HTML, marked as a win, a loss, or neither."""
     kind = "win" if duel.speedup > 1.02 else "loss" if duel.speedup < 0.98 else "tie"
     return f'<b class="{kind}">{duel.speedup:.2f}&times;</b>'
+
+
+def _headline(device: Device) -> str:
+    """One line for each mode and dtype: the mean speed-up, and how many jobs are lost."""
+    kinds = group(duels(device.models, job), lambda duel: (duel.job[1], duel.job[4]))
+    items = []
+    for (mode, dtype), found in kinds.items():
+        speeds = [duel.speedup for duel in found]
+        lost = sum(speed < 1 for speed in speeds)
+        items.append(
+            f"<li>{escape(mode)}, {escape(dtype)}: <b>{geometric_mean(speeds):.2f}&times;</b> the fastest baseline "
+            f"(geometric mean of {len(found)}; {lost} lost, {min(speeds):.2f}&times; to {max(speeds):.2f}&times;)</li>"
+        )
+    return f'<ul class="headline">{"".join(items)}</ul>' if items else ""
 
 
 def _summary(device: Device) -> str:
@@ -88,7 +107,7 @@ def _summary(device: Device) -> str:
                 f"{duel.baseline['images_per_second']:,.1f}",
                 escape(duel.baseline["provider"]),
                 "" if fraction is None else f"{100 * fraction:.0f} %",
-                "" if error is None else f"{error:.1e}",
+                "" if error is None else scientific(error),
             )
         )
     if not rows:
@@ -97,8 +116,18 @@ def _summary(device: Device) -> str:
         *("job", "speed-up", "images/s", "fastest of effnet_fast", "images/s", "fastest baseline"),
         *("of roofline", "error"),
     )
-    note = "Speed-up: against the fastest baseline measured. Error: of the logits (training: of the stem's gradient), relative to fp64."
+    note = (
+        "Speed-up: against the fastest baseline measured; below 1 is a loss. Of roofline: the least time the fused "
+        "design needs at the rates measured here, over the time taken. Error: of the logits (training: of the stem's "
+        "gradient), relative to fp64."
+    )
     return f'<h3>Summary</h3>{_table(columns, rows)}<p class="muted">{note}</p>'
+
+
+def scientific(value: float) -> str:
+    """Such as ``1.3e-6``."""
+    mantissa, exponent = f"{value:.1e}".split("e")
+    return f"{mantissa}e{int(exponent)}"
 
 
 def _by_network(row: Row) -> tuple[Any, ...]:
@@ -124,7 +153,7 @@ def _over_batch(rows: list[Row], quantity: str, label: str) -> list[str]:
         elif members:
             ordered = sorted(members, key=lambda row: -row[quantity])
             chart = [
-                svg.Bar(row["provider"], row[quantity], style_of(row["provider"]), svg.number(row[quantity]))
+                svg.Bar(row["provider"], row[quantity], style_of(row["provider"]), number(row[quantity]))
                 for row in ordered
             ]
             title = f"{title}, batch {members[0]['batch']}: {label}"
@@ -144,7 +173,7 @@ def _throughput(rows: list[Row]) -> str:
 
 
 def _memory(rows: list[Row]) -> str:
-    note = "On CUDA what PyTorch allocated at most; on the CPU what the process grew by, the runtime's code included."
+    note = "On CUDA what PyTorch allocated at most; on the CPU the peak of the process while it runs, over what it had before the model was made: the runtime's code counts."
     return _grid("Peak memory", _over_batch(rows, "peak_memory_mb", "MB"), note)
 
 
@@ -158,16 +187,20 @@ def _errors(rows: list[Row]) -> str:
         if worst:
             title = f"{model}, {mode}, {resolution} px, {dtype}"
             chart = [
-                svg.Bar(name, worst[name], style_of(name), f"{worst[name]:.1e}")
+                svg.Bar(name, worst[name], style_of(name), scientific(worst[name]))
                 for name in _order(set(worst))
             ]
-            figures.append(_figure(title, svg.bars(title, chart, log=True)))
-    return _grid("Error against fp64", figures, "Largest deviation over the largest value; less is better.")
+            figures.append(_figure(title, svg.strips(title, chart)))
+    return _grid(
+        "Error against fp64",
+        figures,
+        "Largest deviation over the largest value, the worst of all batch sizes; logarithmic, less is better.",
+    )
 
 
 def _speedups(rows: list[Row]) -> str:
     figures = []
-    for (op, mode, batch, dtype), found in _shape_groups(duels(rows, shape_job)).items():
+    for (op, mode, batch, dtype), found in group(duels(rows, shape_job), lambda duel: duel.job[:4]).items():
         mean = geometric_mean([duel.speedup for duel in found])
         title = f"{op}, {mode}, batch {batch}, {dtype}: {mean:.2f}× (geometric mean)"
         chart = [
@@ -181,19 +214,15 @@ def _speedups(rows: list[Row]) -> str:
             )
             for duel in found
         ]
-        figures.append(_figure(title, svg.bars(title, chart, reference=1.0)))
-    return _grid("Speed-up of each shape over the fastest baseline", figures, "Left of the line is a loss.")
-
-
-def _shape_groups(found: Sequence[Duel]) -> dict[tuple[Any, ...], list[Duel]]:
-    groups: dict[tuple[Any, ...], list[Duel]] = {}
-    for duel in found:
-        groups.setdefault(duel.job[:4], []).append(duel)
-    return groups
+        figures.append(_figure(title, svg.ratios(title, chart)))
+    return _grid(
+        "Speed-up of each shape over the fastest baseline", figures, "Logarithmic. Red bars are losses."
+    )
 
 
 def _roofline(rows: list[Row]) -> str:
     figures = []
+    rows = [row for row in results.measured(rows) if row.get("flops") and row.get("bytes")]
     for (op, mode, batch, dtype), members in group(rows, lambda row: shape_job(row)[:4]).items():
         names = _order({row["provider"] for row in members})
         if not any(map(is_ours, names)):
@@ -202,16 +231,25 @@ def _roofline(rows: list[Row]) -> str:
             svg.Series(
                 name,
                 style_of(name),
-                [(row["bytes"] / 1e6, row["gb_per_s"]) for row in members if row["provider"] == name],
+                [
+                    (row["flops"] / row["bytes"], row["flops"] / row["median_ms"] / 1e6)
+                    for row in members
+                    if row["provider"] == name
+                ],
             )
             for name in names
         ]
-        copy = members[-1].get("copy_gb_per_s")
-        ceiling = (copy, f"copy: {copy:.0f} GB/s") if copy else None
         title = f"{op}, {mode}, batch {batch}, {dtype}"
-        chart = svg.dots(title, series, "MB that must be moved", "GB/s", ceiling)
-        figures.append(_figure(title, chart, names))
-    note = "Bytes a fused kernel must move, over the time taken. Above the copy bandwidth: served by caches."
+        copy, peak = members[-1].get("copy_gb_per_s"), members[-1].get("matmul_gflop_per_s")
+        roof = svg.Roof(peak, copy) if copy and peak else None
+        line = f"copies {copy:,.0f} GB/s, matrix products {peak:,.0f} GFLOP/s" if roof else ""
+        chart = svg.dots(title, series, "FLOP per byte", "GFLOP/s", roof)
+        figures.append(_figure(title, chart, names, line))
+    note = (
+        "One dot a shape: its multiplications and additions, over the bytes a fused kernel must move and over the "
+        "time taken. The line: copy bandwidth and matrix products as measured in the same run. A dot above it was "
+        "served by caches, or computes faster than PyTorch's own matrix product."
+    )
     return _grid("Roofline", figures, note)
 
 
@@ -223,7 +261,7 @@ def _failures(rows: list[Row]) -> str:
         )
         for row in rows
     ]
-    return f"<h3>Not measured</h3>{_table(('what', 'why'), cells)}"
+    return f"<h3>Not measured</h3>{_table(('what', 'why'), cells, 'words')}"
 
 
 def _environment(environments: Sequence[Row]) -> str:
@@ -231,6 +269,6 @@ def _environment(environments: Sequence[Row]) -> str:
     for facts in environments:
         rows = [(escape(str(key)), escape(str(value))) for key, value in facts.items() if value is not None]
         parts.append(
-            f"<details><summary>{escape(str(facts['file']))}</summary>{_table(('fact', 'value'), rows)}</details>"
+            f"<details><summary>{escape(str(facts['file']))}</summary>{_table(('fact', 'value'), rows, 'words')}</details>"
         )
     return "<h3>Environment</h3>" + "".join(parts)

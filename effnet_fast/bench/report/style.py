@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..providers import OURS
+from ..providers import OURS, is_ours
 
 #: provider -> colour on a light and on a dark page. The package's own are warm, the others cool.
 COLORS = {
@@ -11,6 +11,8 @@ COLORS = {
     "native-depthwise": ("#7d6a3f", "#c2a96b"),
     "compile": ("#2f8f5b", "#55c387"),
     "compile-max-autotune": ("#0d6e6e", "#35b5b5"),
+    "inductor": ("#343a40", "#dee2e6"),
+    "inductor-channels-last": ("#862e9c", "#da77f2"),
     "cuda-graph": ("#7a53b5", "#b294e6"),
     "onnxruntime": ("#1488a8", "#4cc3e0"),
     "openvino": ("#4b46a8", "#8f8bf0"),
@@ -21,12 +23,14 @@ COLORS = {
     f"{OURS}-triton": ("#b5651d", "#f0a35e"),
     f"{OURS}-compile": ("#a61e4d", "#f06595"),
     f"{OURS}-cuda-graph": ("#8c1d04", "#ff9f80"),
+    f"{OURS}-optimize": ("#e64980", "#faa2c1"),
 }
 
 
 def style_of(provider: str) -> str:
-    """The CSS class of a provider."""
-    return f"p-{provider}" if provider in COLORS else "p-other"
+    """The CSS classes of a provider."""
+    color = f"p-{provider}" if provider in COLORS else "p-other"
+    return f"{color} ours" if is_ours(provider) else color
 
 
 def _rules(index: int) -> str:
@@ -42,10 +46,10 @@ def _rules(index: int) -> str:
 
 
 CSS = (
-    ":root{color-scheme:light dark;--bg:#fff;--fg:#1c2127;--muted:#5b6570;--rule:#dfe3e8;--card:#f7f8fa}"
+    ":root{color-scheme:light dark;--bg:#fff;--fg:#1c2127;--muted:#5b6570;--rule:#dfe3e8;--card:#f7f8fa;--shade:#9aa4afaa}"
     + _rules(0)
     + "@media (prefers-color-scheme:dark){"
-    + ":root{--bg:#14171b;--fg:#e6e9ed;--muted:#9aa4af;--rule:#2e343b;--card:#1b1f24}"
+    + ":root{--bg:#14171b;--fg:#e6e9ed;--muted:#9aa4af;--rule:#2e343b;--card:#1b1f24;--shade:#000c}"
     + _rules(1)
     + "}"
     + """
@@ -56,7 +60,12 @@ h1{font-size:1.6rem;margin:0 0 8px}
 h2{font-size:1.3rem;margin:32px 0 0}
 h3{font-size:1.05rem;margin:32px 0 8px}
 .muted{color:var(--muted);margin:4px 0 12px;font-size:.9rem}
-.scroll{overflow-x:auto;border:1px solid var(--rule);border-radius:8px}
+.headline{margin:0;padding-left:1.2em}
+.scroll{overflow-x:auto;border:1px solid var(--rule);border-radius:8px;background:
+ linear-gradient(90deg,var(--bg) 40%,transparent) 0/32px 100% local no-repeat,
+ linear-gradient(270deg,var(--bg) 40%,transparent) 100%/32px 100% local no-repeat,
+ linear-gradient(90deg,var(--shade),transparent) 0/14px 100% no-repeat,
+ linear-gradient(270deg,var(--shade),transparent) 100%/14px 100% no-repeat}
 table{border-collapse:collapse;width:100%;font-size:.88rem;font-variant-numeric:tabular-nums}
 th,td{padding:6px 12px;text-align:right;white-space:nowrap;border-bottom:1px solid var(--rule)}
 th{color:var(--muted);font-weight:600}
@@ -67,21 +76,27 @@ figure{margin:0;padding:12px;background:var(--card);border:1px solid var(--rule)
 figcaption{font-weight:600;font-size:.92rem;margin-bottom:6px}
 svg{display:block;width:100%;height:auto}
 figure ul{display:flex;flex-wrap:wrap;gap:2px 14px;margin:6px 0 0;padding:0;list-style:none;font-size:.82rem}
-figure i{display:inline-block;width:11px;height:11px;border-radius:3px;margin-right:6px;background:var(--c)}
+figure i{display:inline-block;width:11px;height:11px;border-radius:50%;margin-right:6px;border:2.5px solid var(--c)}
+figure i.dashed{width:22px;height:0;border:0;border-top:2px dashed var(--fg);border-radius:0;vertical-align:middle}
+figure i.ours{border-radius:3px;background:var(--c)}
 text{font:13px system-ui,sans-serif;fill:var(--fg)}
-text.axis{fill:var(--muted);font-size:12.5px}
-text.value{font-size:12.5px;paint-order:stroke;stroke:var(--card);stroke-width:4px}
+text.axis{fill:var(--muted)}
+@media (max-width:600px){text{font-size:16px}}
+text.value{paint-order:stroke;stroke:var(--card);stroke-width:4px}
 .p-other{--c:var(--muted)}
 .grid line,line.grid{stroke:var(--rule);stroke-width:1}
-line.ceiling{stroke:var(--fg);stroke-width:1.2;stroke-dasharray:5 4}
-.line{fill:none;stroke:var(--c);stroke-width:2}
-.dot{fill:var(--c);stroke:var(--card);stroke-width:1}
+.ceiling{fill:none;stroke:var(--fg);stroke-width:1.4;stroke-dasharray:5 4}
+line.one{stroke:var(--muted);stroke-width:1}
+.line{fill:none;stroke:var(--c);stroke-width:1.4}
+.line.ours{stroke-width:2.8}
+.dot{fill:var(--card);stroke:var(--c);stroke-width:1.8}
+.dot.ours{fill:var(--c);stroke:var(--card);stroke-width:1}
 .bar{fill:var(--c)}
 b.win,b.loss{color:var(--c)}
 b.tie{color:var(--muted)}
 details{margin:8px 0}
 summary{cursor:pointer}
-details td{text-align:left;white-space:normal;overflow-wrap:anywhere}
-details th{text-align:left}
+.words td,.words th{text-align:left;vertical-align:top}
+.words td{white-space:normal;overflow-wrap:anywhere}
 """
 )

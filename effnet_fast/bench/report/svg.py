@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from html import escape
 from typing import NamedTuple
 
+from .axis import Axis, number
+
 WIDTH, HEIGHT = 460, 280
-LEFT, RIGHT, TOP, BOTTOM = 58, 14, 12, 42
-BAR_HEIGHT, LABEL_WIDTH = 20, 186
+LEFT, RIGHT, TOP, BOTTOM = 62, 14, 12, 46
+BAR_HEIGHT, LABEL_WIDTH, VALUE_WIDTH = 20, 186, 62
 
 Point = tuple[float, float]
 
@@ -32,55 +33,14 @@ class Bar(NamedTuple):
     hint: str = ""
 
 
-class _Axis:
-    """A linear or logarithmic scale from data to pixels, with round ticks."""
+class Roof(NamedTuple):
+    """What a device allows: work a second, and work a second for each unit of x below the ridge."""
 
-    def __init__(self, values: Sequence[float], start: float, end: float, log: bool) -> None:
-        low, high = min(values), max(values)
-        self.log, self._start, self._end = log, start, end
-        if log:
-            self.ticks = _log_ticks(low, high)
-            low, high = min(low, self.ticks[0]), max(high, self.ticks[-1])
-            self._low, self._high = math.log(low), math.log(high)
-        else:
-            step = _round_step(high / 5 or 1.0)
-            self.ticks = [i * step for i in range(math.ceil(high / step - 1e-9) + 1)]
-            self._low, self._high = 0.0, self.ticks[-1] or 1.0
+    level: float
+    slope: float
 
-    def __call__(self, value: float) -> float:
-        position = math.log(value) if self.log else value
-        span = self._high - self._low
-        share = (position - self._low) / span if span else 0.5
-        return self._start + share * (self._end - self._start)
-
-
-def _round_step(rough: float) -> float:
-    power = 10.0 ** math.floor(math.log10(rough))
-    return next((m * power for m in (1.0, 2.0, 2.5, 5.0) if m * power >= rough), 10.0 * power)
-
-
-def _log_ticks(low: float, high: float) -> list[float]:
-    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    for multiples in ((1.0, 2.0, 5.0), (1.0,)):
-        ticks = [m * 10.0**d for d in decades for m in multiples]
-        below = [t for t in ticks if t <= low * 1.0001][-1:]
-        above = [t for t in ticks if t >= high * 0.9999][:1]
-        ticks = below + [t for t in ticks if low * 1.0001 < t < high * 0.9999] + above
-        if len(ticks) <= 8:
-            break
-    return ticks
-
-
-def number(value: float) -> str:
-    """Short: 3 digits, thousands as k, millions as M; very small ones as powers of ten."""
-    if value == 0:
-        return "0"
-    if abs(value) < 1e-3:
-        return f"{value:.0e}".replace("e-0", "e-")
-    for size, letter in ((1e6, "M"), (1e3, "k")):
-        if abs(value) >= size:
-            return f"{value / size:.3g}{letter}"
-    return f"{value:.3g}"
+    def at(self, x: float) -> float:
+        return min(self.level, self.slope * x)
 
 
 def _text(x: float, y: float, text: str, anchor: str = "middle", style: str = "axis", more: str = "") -> str:
@@ -91,53 +51,63 @@ def _line(x1: float, y1: float, x2: float, y2: float, style: str) -> str:
     return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" class="{style}"/>'
 
 
+def _polyline(points: Sequence[Point], style: str) -> str:
+    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+    return f'<polyline points="{path}" class="{style}"/>'
+
+
 def _svg(body: Sequence[str], label: str, height: float = HEIGHT) -> str:
     return f'<svg viewBox="0 0 {WIDTH} {height:.0f}" role="img" aria-label="{escape(label)}">{"".join(body)}</svg>'
 
 
-def _frame(x: _Axis, y: _Axis, x_label: str, y_label: str, x_ticks: Sequence[float]) -> list[str]:
+def _frame(x: Axis, y: Axis, x_label: str, y_label: str, x_ticks: Sequence[float]) -> list[str]:
     bottom = HEIGHT - BOTTOM
-    parts = []
+    parts = [_line(LEFT, bottom, WIDTH - RIGHT, bottom, "grid")]
     for tick in y.ticks:
         parts.append(_line(LEFT, y(tick), WIDTH - RIGHT, y(tick), "grid"))
         parts.append(_text(LEFT - 6, y(tick) + 4, number(tick), "end"))
-    parts += [_text(x(tick), bottom + 17, number(tick)) for tick in x_ticks]
-    parts.append(_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 6, x_label))
+    parts += [_text(x(tick), bottom + 18, number(tick)) for tick in x_ticks]
+    parts.append(_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 8, x_label))
     middle = (TOP + bottom) / 2
-    return [*parts, _text(13, middle, y_label, more=f' transform="rotate(-90 13 {middle:.0f})"')]
+    return [*parts, _text(14, middle, y_label, more=f' transform="rotate(-90 14 {middle:.0f})"')]
 
 
 def lines(label: str, series: Sequence[Series], x_label: str, y_label: str) -> str:
     """Lines over a logarithmic x with a tick at every x that occurs; y is logarithmic where it spans a decade."""
     xs = sorted({px for s in series for px, _ in s.points})
     ys = [py for s in series for _, py in s.points]
-    x = _Axis(xs, LEFT + 10, WIDTH - RIGHT - 10, log=True)
-    y = _Axis(ys, HEIGHT - BOTTOM, TOP, log=min(ys) > 0 and max(ys) > 8 * min(ys))
+    x = Axis(xs, LEFT, WIDTH - RIGHT, log=True)
+    y = Axis(ys, HEIGHT - BOTTOM, TOP, log=min(ys) > 0 and max(ys) > 8 * min(ys))
     parts = _frame(x, y, x_label, y_label, xs)
     for name, style, points in series:
         ordered = sorted(points)
-        path = " ".join(f"{x(px):.1f},{y(py):.1f}" for px, py in ordered)
-        parts.append(f'<polyline points="{path}" class="line {style}"/>')
-        parts += [_dot(x(px), y(py), style, f"{name}: {number(py)} at {number(px)}") for px, py in ordered]
+        parts.append(_polyline([(x(px), y(py)) for px, py in ordered], f"line {style}"))
+        parts += [
+            _dot(x(px), y(py), style, f"{name}: {number(py)} {y_label} at {x_label} {number(px)}")
+            for px, py in ordered
+        ]
     return _svg(parts, label)
 
 
-def dots(
-    label: str, series: Sequence[Series], x_label: str, y_label: str, ceiling: tuple[float, str] | None = None
-) -> str:
-    """Dots on two logarithmic axes, below a horizontal ceiling with its name."""
+def dots(label: str, series: Sequence[Series], x_label: str, y_label: str, roof: Roof | None = None) -> str:
+    """Dots on two logarithmic axes, below a roof: a slope up to the ridge, then a level."""
     xs = [px for s in series for px, _ in s.points]
-    ys = [py for s in series for _, py in s.points] + ([ceiling[0]] if ceiling else [])
-    x = _Axis(xs, LEFT + 10, WIDTH - RIGHT - 10, log=True)
-    y = _Axis(ys, HEIGHT - BOTTOM, TOP + 10, log=True)
+    ys = [py for s in series for _, py in s.points]
+    x = Axis(xs, LEFT, WIDTH - RIGHT, log=True)
+    first, last = x.ends
+    if roof:
+        ys += [roof.at(first), roof.at(last)]
+    y = Axis(ys, HEIGHT - BOTTOM, TOP, log=True)
     parts = _frame(x, y, x_label, y_label, x.ticks)
-    if ceiling:
-        parts.append(_line(LEFT, y(ceiling[0]), WIDTH - RIGHT, y(ceiling[0]), "ceiling"))
-        parts.append(_text(WIDTH - RIGHT, y(ceiling[0]) - 5, ceiling[1], "end"))
     for name, style, points in series:
         parts += [
-            _dot(x(px), y(py), style, f"{name}: {number(py)} {y_label} at {number(px)}") for px, py in points
+            _dot(x(px), y(py), style, f"{name}: {number(py)} {y_label} at {number(px)} {x_label}")
+            for px, py in points
         ]
+    if roof:
+        ridge = min(max(roof.level / roof.slope, first), last)
+        # Beneath the dots.
+        parts.insert(0, _polyline([(x(px), y(roof.at(px))) for px in (first, ridge, last)], "ceiling"))
     return _svg(parts, label)
 
 
@@ -145,31 +115,59 @@ def _dot(x: float, y: float, style: str, hint: str) -> str:
     return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.6" class="dot {style}"><title>{escape(hint)}</title></circle>'
 
 
-def bars(label: str, rows: Sequence[Bar], reference: float | None = None, log: bool = False) -> str:
-    """Horizontal bars from the top; ``reference`` draws a vertical line at that value.
-
-    ``log``: dots on a logarithmic scale instead of bars, which would need a zero.
-    """
-    height = TOP + BAR_HEIGHT * len(rows) + 8
-    values = [row.value for row in rows] + ([reference] if reference is not None else [])
-    x = _Axis(values, LABEL_WIDTH, WIDTH - 62, log)
+def bars(label: str, rows: Sequence[Bar]) -> str:
+    """Horizontal bars from zero, from the top."""
+    x = Axis([row.value for row in rows], LABEL_WIDTH, WIDTH - VALUE_WIDTH, log=False)
     parts: list[str] = []
-    ends: list[str] = []
     for index, row in enumerate(rows):
-        y = TOP + BAR_HEIGHT * index
-        parts.append(_text(LABEL_WIDTH - 6, y + 14, row.label, "end"))
-        hint = escape(row.hint or f"{row.label}: {row.text}")
-        end = x(row.value)
-        if log:
-            parts.append(_line(LABEL_WIDTH, y + 10, end, y + 10, "grid"))
-            parts.append(_dot(end, y + 10, row.style, row.hint))
-        else:
-            parts.append(
-                f'<rect x="{LABEL_WIDTH}" y="{y + 3}" width="{max(end - LABEL_WIDTH, 1):.1f}" '
-                f'height="{BAR_HEIGHT - 6}" rx="2" class="bar {row.style}"><title>{hint}</title></rect>'
-            )
-        ends.append(_text(end + 7, y + 14, row.text, "start", "value"))
-    if reference is not None:
-        parts.append(_line(x(reference), TOP - 4, x(reference), height - 6, "ceiling"))
-    # Last, so that they are written over the line.
-    return _svg([*parts, *ends], label, height)
+        end = max(x(row.value), LABEL_WIDTH + 1.0)
+        parts += [_label(index, row), _bar(index, row, LABEL_WIDTH, end)]
+        parts.append(_text(end + 6, _base(index), row.text, "start", "value"))
+    return _svg(parts, label, _height(rows))
+
+
+def ratios(label: str, rows: Sequence[Bar]) -> str:
+    """Bars on a logarithmic scale that begin at 1: to the right what is more, to the left what is less."""
+    values = [row.value for row in rows]
+    x = Axis([*values, 1.0], LABEL_WIDTH + VALUE_WIDTH - 10, WIDTH - VALUE_WIDTH + 10, log=True)
+    parts = [_line(x(1.0), TOP - 4, x(1.0), _height(rows) - 6, "one")]
+    for index, row in enumerate(rows):
+        one, end = x(1.0), x(row.value)
+        parts += [_label(index, row), _bar(index, row, min(one, end), max(one, end, min(one, end) + 1.0))]
+        left = row.value < 1
+        place = end - 6 if left else end + 6
+        parts.append(_text(place, _base(index), row.text, "end" if left else "start", "value"))
+    return _svg(parts, label, _height(rows))
+
+
+def strips(label: str, rows: Sequence[Bar]) -> str:
+    """A dot for each row on a logarithmic scale, where bars would need a zero."""
+    x = Axis([row.value for row in rows], LABEL_WIDTH + 8, WIDTH - VALUE_WIDTH, log=True)
+    parts: list[str] = []
+    for index, row in enumerate(rows):
+        middle = _base(index) - 4
+        parts += [_label(index, row), _line(LABEL_WIDTH, middle, WIDTH - RIGHT, middle, "grid")]
+        parts.append(_dot(x(row.value), middle, row.style, row.hint or f"{row.label}: {row.text}"))
+        parts.append(_text(x(row.value) + 8, _base(index), row.text, "start", "value"))
+    return _svg(parts, label, _height(rows))
+
+
+def _height(rows: Sequence[Bar]) -> int:
+    return TOP + BAR_HEIGHT * len(rows) + 8
+
+
+def _base(index: int) -> int:
+    """The baseline of a row's text."""
+    return TOP + BAR_HEIGHT * index + 14
+
+
+def _label(index: int, row: Bar) -> str:
+    return _text(LABEL_WIDTH - 6, _base(index), row.label, "end")
+
+
+def _bar(index: int, row: Bar, start: float, end: float) -> str:
+    hint = escape(row.hint or f"{row.label}: {row.text}")
+    return (
+        f'<rect x="{start:.1f}" y="{_base(index) - 11}" width="{end - start:.1f}" height="{BAR_HEIGHT - 6}" '
+        f'rx="2" class="bar {row.style}"><title>{hint}</title></rect>'
+    )
