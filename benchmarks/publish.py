@@ -87,15 +87,18 @@ def run(arguments: list[str], box: int) -> str:
     process = subprocess.Popen(
         arguments, cwd=ROOT, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler)
     )
-    for patience, action in ((box, lambda: process.send_signal(signal.SIGINT)), (GRACE, process.kill)):
-        try:
-            return "ok" if process.wait(patience) == 0 else "failed"
-        except subprocess.TimeoutExpired:
-            action()
-        except KeyboardInterrupt:
-            process.wait(GRACE)
-            raise
-    process.wait()
+    try:
+        return "ok" if process.wait(box) == 0 else "failed"
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGINT)
+    except KeyboardInterrupt:
+        process.wait(GRACE)
+        raise
+    try:
+        process.wait(GRACE)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
     return "out of time"
 
 
