@@ -61,7 +61,8 @@ class Names(argparse.Action):
     """Names separated by spaces or commas, as one list; ``choices`` are checked here, name by name."""
 
     def __init__(self, *args: Any, choices: Iterable[str] = (), **kwargs: Any) -> None:
-        super().__init__(*args, nargs="+", **kwargs)
+        kwargs["nargs"] = "+"
+        super().__init__(*args, **kwargs)
         self.known = tuple(choices)
 
     def __call__(

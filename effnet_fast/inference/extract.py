@@ -148,7 +148,9 @@ def _head(part: ConvBN) -> Conv:
 
 def _block(module: nn.Module, name: str) -> Block:
     with about(name):
-        parts: MBConvParts = read_parts(module)
+        parts = read_parts(module)
+        if not isinstance(parts, MBConvParts):
+            raise UnsupportedBlockError("it is not an MBConv block")
         if parts.row_scale is not None and parts.residual:
             raise UnsupportedBlockError("stochastic depth is active")
         return Block(
