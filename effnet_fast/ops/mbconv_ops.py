@@ -39,12 +39,15 @@ def flatten(weights: Weights) -> list[Tensor | None]:
     return [*flat, weights.w1, weights.b1, weights.w2, weights.b2]
 
 
-def _unflatten(flat: Sequence[Tensor | None], eps: Sequence[float], training: Sequence[bool]) -> Weights:
+def _unflatten(
+    flat: Sequence[Tensor | None], eps: Sequence[float], training: Sequence[bool], groups: str = ",,"
+) -> Weights:
     parts: list[object] = []
+    names = groups.split(",")
     for i in range(3):
         conv, *vectors = flat[5 * i : 5 * i + 5]
         conv = None if conv is None else conv.contiguous()
-        parts += [conv, None if conv is None else BatchNorm(*vectors, eps[i], training[i])]
+        parts += [conv, None if conv is None else BatchNorm(*vectors, eps[i], training[i], names[i])]
     return Weights(*parts, *flat[15:19])  # type: ignore[arg-type]
 
 
@@ -132,6 +135,7 @@ def mbconv_training(
     padding: Sequence[int],
     acts: str,
     residual: bool,
+    groups: str = ",,",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     flat = (
         *(expand, expand_weight, expand_bias, expand_mean, expand_var),
@@ -139,7 +143,7 @@ def mbconv_training(
         *(project, project_weight, project_bias, project_mean, project_var),
         *(w1, b1, w2, b2),
     )
-    weights = _unflatten(flat, eps, training)
+    weights = _unflatten(flat, eps, training, groups)
     settings = _settings(stride, padding, acts, residual)
     y, saved = training_forward(checks.channels_last(x), weights, settings, row_scale)
 
@@ -163,6 +167,9 @@ def _(x, *args):  # type: ignore[no-untyped-def]
     size = checks.output_size("ops.mbconv", x, depthwise.shape[-1], stride, tuple(padding))
     wide = accumulation_dtype(x.dtype)
     pooled_shape = 0 if w1 is None else (x.shape[0], channels)
+    # Synchronised statistics bring the joint count along, as a sixth row.
+    groups = args[26] if len(args) > 26 else ",,"
+    rows = [6 if name and on else 5 for name, on in zip(groups.split(","), args[21], strict=True)]
     return (
         _image(x, out_channels, *size),
         x.new_empty(0) if expand is None else _image(x, channels, *x.shape[2:]),
@@ -170,9 +177,9 @@ def _(x, *args):  # type: ignore[no-untyped-def]
         _image(x, out_channels, *size),
         x.new_empty(pooled_shape, dtype=wide),
         x.new_empty(pooled_shape, dtype=wide),
-        x.new_empty(0 if expand is None else (5, channels), dtype=wide),
-        x.new_empty((5, channels), dtype=wide),
-        x.new_empty((5, out_channels), dtype=wide),
+        x.new_empty(0 if expand is None else (rows[0], channels), dtype=wide),
+        x.new_empty((rows[1], channels), dtype=wide),
+        x.new_empty((rows[2], out_channels), dtype=wide),
     )
 
 
@@ -202,10 +209,11 @@ def mbconv_backward(
     padding: Sequence[int],
     acts: str,
     residual: bool,
+    groups: str = ",,",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     nothing = (None,) * 4
     flat = (expand, *nothing, depthwise, *nothing, project, *nothing, w1, b1, w2, b2)
-    weights = _unflatten(flat, (0.0,) * 3, training)
+    weights = _unflatten(flat, (0.0,) * 3, training, groups)
     saved = Saved(
         None if expand is None else e,
         *(d, p),
@@ -280,7 +288,7 @@ def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
 
 def _backward(ctx, dy, *_):  # type: ignore[no-untyped-def]
     if dy is None:
-        return (None,) * 27
+        return (None,) * len(ctx.needs_input_grad)
     training, scalars = ctx.scalars
     wanted = ctx.needs_input_grad
     expands = ctx.dtypes[0] is not None
@@ -296,7 +304,7 @@ def _backward(ctx, dy, *_):  # type: ignore[no-untyped-def]
         gradient.to(dtype) if gradient is not None and dtype is not None and want else None
         for gradient, dtype, want in zip(flat, ctx.dtypes, wanted[1:20], strict=True)
     ]
-    return (dx if wanted[0] else None, *grads, *(None,) * 7)
+    return (dx if wanted[0] else None, *grads, *(None,) * (len(wanted) - 20))
 
 
 differentiable(mbconv_training, _backward, _setup_context)

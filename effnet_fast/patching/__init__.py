@@ -8,9 +8,17 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import nn
 
-from ..errors import EffnetFastError, UnsupportedBlockError
+from ..errors import EffnetFastError, ShardedWeightError, UnsupportedBlockError
 from ..nn import fused
-from .registry import find_adapter, fused_class, is_patched, original_class, read_parts, register_block
+from .registry import (
+    find_adapter,
+    fused_class,
+    is_patched,
+    original_class,
+    read_parts,
+    register_block,
+    unpatched_class,
+)
 
 __all__ = ["Report", "ReportRow", "patch", "register_block", "report", "unpatch"]
 
@@ -69,12 +77,15 @@ def unpatch(model: Model) -> Model:
     """Undo :func:`patch`, in place; returns ``model``. Blocks that are not patched stay as they are."""
     for block in model.modules():
         if is_patched(block):
-            block.__class__ = original_class(block)
+            block.__class__ = unpatched_class(block)
     return model
 
 
 class ReportRow(NamedTuple):
-    """One block: its name in the model, its class, "fused" or "eager", the backends, and why if eager."""
+    """One block: its name in the model, its class, "fused" or "eager", the backends, and why if eager.
+
+    Blocks sharded by FSDP are "sharded" outside their forward: they decide there, where their weights are whole.
+    """
 
     name: str
     kind: str
@@ -138,5 +149,7 @@ def _row(name: str, block: nn.Module, must_be_patched: bool = False) -> ReportRo
             training = fused.needs_backward(parts, weight)
         names = fused.plan(parts, weight.device, fused.compute_dtype(weight), training)
         return ReportRow(name, kind, "fused", names, "")
+    except ShardedWeightError as error:
+        return ReportRow(name, kind, "sharded", "", str(error))
     except UnsupportedBlockError as error:
         return ReportRow(name, kind, "eager", "", str(error))
