@@ -179,7 +179,9 @@ class Trainer:
         model = (self.ema or self.model).eval()
         mine = Subset(self.val, range(self.rank, len(self.val), self.world))  # type: ignore[arg-type]
         count = torch.zeros(2, device=self.device, dtype=torch.float64)
-        for images, labels in DataLoader(mine, self.args.batch_size, num_workers=self.args.workers):
+        # A generator of its own again: an evaluation more or less must not change what dropout draws next.
+        own = {"num_workers": self.args.workers, "generator": torch.Generator()}
+        for images, labels in DataLoader(mine, self.args.batch_size, **own):
             with self.autocast():
                 guess = model(images.to(self.device, memory_format=torch.channels_last)).argmax(1)
             count += torch.tensor([(guess.cpu() == labels).sum().item(), len(labels)], device=self.device)
