@@ -13,7 +13,7 @@ from benchmarks.shapes import Shape
 from effnet_fast import ops, patch
 from effnet_fast.bench import designs, roofline
 from effnet_fast.bench.blocks import Block, Network
-from effnet_fast.bench.targets import cast
+from effnet_fast.inference.check import cast
 from effnet_fast.nn.mbconv import MBConv
 
 Outputs = dict[str, Tensor]

@@ -7,7 +7,7 @@ import itertools
 import torch
 
 import effnet_fast
-from effnet_fast.bench.targets import cast
+from effnet_fast.inference.check import cast
 from effnet_fast.nn.mbconv import MBConv
 
 

@@ -33,11 +33,18 @@ STABLE_TORCH_LIBRARY(effnet_fast_native, m) {
       "batch_norm_reduce(Tensor dy, Tensor z, Tensor mean, Tensor invstd, Tensor? row_scale, Tensor? scale, "
       "Tensor? shift, int act) -> Tensor");
   m.def(
-      "batch_norm_input_grad(Tensor dy, Tensor z, Tensor a, Tensor b, Tensor c, Tensor mean, Tensor? row_scale) "
-      "-> Tensor");
+      "batch_norm_input_grad(Tensor dy, Tensor z, Tensor a, Tensor b, Tensor c, Tensor mean, Tensor? row_scale, "
+      "Tensor? scale, Tensor? shift, int act) -> Tensor");
   m.def(
       "gate_and_norm_sums(Tensor g, Tensor x, Tensor scale, Tensor shift, int act, Tensor mean, Tensor invstd, "
       "Tensor? gate, bool write) -> (Tensor, Tensor)");
+  // A compiled network (csrc/cpu/network.h): bytes of workspace, number of steps and shape of `out` for one input shape;
+  // and the network itself. `times` receives the clock, in ns, before
+  // the first step and after each, with the kind of step in the highest byte.
+  m.def("network_plan(Tensor program, int batch, int height, int width) -> int[]");
+  m.def(
+      "network_run(Tensor x, Tensor program, Tensor weights, Tensor(a!) workspace, Tensor(b!) out, "
+      "Tensor(c!)? times) -> ()");
   // Forces an instruction set of the CPU kernels (0 baseline, 1 AVX2, 2 AVX-512, 3 AVX-512 with BF16; negative asks)
   // and returns the one in use.
   m.def("cpu_isa(int requested) -> int");

@@ -4,6 +4,7 @@
 
     model = effnet_fast.b5().cuda()          # drop-in model
     effnet_fast.patch(torchvision_model)     # or patch a model you have
+    fast = effnet_fast.optimize(cpu_model, (1, 3, 224, 224))   # or make one ready for inference on a CPU
 
 Importing the package touches no device. See :mod:`effnet_fast.ops` for the building blocks.
 """
@@ -11,6 +12,7 @@ Importing the package touches no device. See :mod:`effnet_fast.ops` for the buil
 from . import models, nn, ops
 from .dispatch import backends, use_backend
 from .errors import BackendError, CheckpointError, EffnetFastError, UnknownModelError, UnsupportedBlockError
+from .inference import optimize
 from .models import (
     b0,
     b1,
@@ -52,6 +54,7 @@ __all__ = [
     "models",
     "nn",
     "ops",
+    "optimize",
     "patch",
     "register_block",
     "report",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from ..types import Affine, BatchNormGrad, BatchNormParamGrad, BatchNormStats, Norm
@@ -44,6 +45,27 @@ def batch_norm_fold(
         **meta,
     )
     return BatchNormStats(vectors)
+
+
+def channel_stats(z: Tensor) -> Tensor:
+    """See :func:`effnet_fast.reference.channel_stats`."""
+    n, channels, height, width = z.shape
+    if z.numel() == 0:
+        return z.new_zeros((1, 3, channels), dtype=torch.float32)
+    meta = config("channel_stats", z)
+    tiles = ceil_div(channels, meta["BLOCK_N"])
+    plan = plan_rows(1, n * height * width, meta["BLOCK_M"], per_column(tiles))
+    stats = vector_like(z, plan.groups, 3, channels)
+    unit = channel_unit(channels)
+    launch(
+        batch_norm_kernels.channel_stats_kernel,
+        plan.groups * tiles,
+        *(z, stats, plan.length, plan.span, tiles, channels // unit, unit),
+        reads=[z],
+        writes=[stats],
+        **meta,
+    )
+    return stats
 
 
 def batch_norm_reduce(

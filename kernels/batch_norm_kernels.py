@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .fragments import activation_grad, affine, bound, normalize
+from .fragments import activation_grad, add_tile_statistics, affine, bound, normalize, store_statistics
 
 
 @triton.jit
@@ -82,6 +82,36 @@ def batch_norm_fold_kernel(
     m = tl.load(mean + cols, mask=col_mask, other=0.0).to(tl.float32)
     v = tl.load(var + cols, mask=col_mask, other=0.0).to(tl.float32)
     _store_vectors(vectors, weight, bias, m, v, eps, channels, cols, col_mask)
+
+
+@triton.jit
+def channel_stats_kernel(
+    z,  # [length, C]
+    stats,  # [groups, 3, C]
+    length,
+    span,
+    col_tiles,
+    units,
+    UNIT: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    channels = units * UNIT
+    pid = tl.program_id(0)
+    group = pid // col_tiles
+    cols = (pid % col_tiles) * BLOCK_N + tl.arange(0, BLOCK_N)
+    col_mask = cols < channels
+    rows = tl.arange(0, BLOCK_M)
+    count = tl.zeros([BLOCK_N], tl.float32)
+    mean = tl.zeros([BLOCK_N], tl.float32)
+    m2 = tl.zeros([BLOCK_N], tl.float32)
+    for step in range(span):
+        start = (group.to(tl.int64) * span + step) * BLOCK_M
+        valid = start + rows < length
+        offsets = start * channels + rows[:, None] * channels + cols[None, :]
+        values = tl.load(z + offsets, mask=valid[:, None] & col_mask[None, :], other=0.0).to(tl.float32)
+        count, mean, m2 = add_tile_statistics(count, mean, m2, values, valid)
+    store_statistics(stats, group, channels, cols, col_mask, count, mean, m2)
 
 
 @triton.jit

@@ -3,8 +3,8 @@
 A row is (arithmetic, shape class, architecture, configuration); ``*`` matches everything and the first row that
 matches wins, so the last row of a kernel is the default for unknown GPUs. Rows that never win by matching are
 candidates for ``effnet-fast tune``; tests run and compile all of them. Arithmetic: ``mma`` where dots run on tensor
-cores (float16 and bfloat16), ``fma`` where they run on the FMA units and want small tiles (float32, whose tiles TF32
-shares, and everything on sm_75, for which Triton emits no tensor-core instruction).
+cores (float16 and bfloat16), ``fma`` where they run on the FMA units and want small tiles: ``fma32`` is float32, whose
+tiles TF32 shares, and ``fma16`` is float16 on sm_75, for which Triton emits no tensor-core instruction.
 """
 
 from __future__ import annotations
@@ -73,8 +73,10 @@ TABLE: dict[str, tuple[Row, ...]] = {
         ("mma", "128", "*", _gemm(16, 64, 128, 8, 2)),
         ("mma", "*", "*", _gemm(16, 64, 64, 4, 2)),
         ("mma", "*", "*", _gemm(16, 64, 64, 8, 2)),
-        # Wider outputs take a kernel per gradient: 64 columns on the FMA units spill 232 bytes.
-        ("fma", "32", "*", _gemm(16, 32, 32, 8, 2)),
+        # Wider outputs take a kernel per gradient: 64 columns on the FMA units spill 232 bytes. With 8 warps the tile
+        # is too small for 16-byte reads of 2-byte numbers.
+        ("fma32", "32", "*", _gemm(16, 32, 32, 8, 2)),
+        ("fma16", "32", "*", _gemm(16, 32, 32, 4, 2)),
     ),
     # Without a limit ptxas aims for an occupancy and spills a few bytes to reach it.
     "depthwise_fwd": (
@@ -87,11 +89,13 @@ TABLE: dict[str, tuple[Row, ...]] = {
     ),
     "depthwise_wgrad": (("*", "*", "*", _rows(16, 32, 4)), ("*", "*", "*", _rows(16, 64, 8))),
     "batch_norm_finalize": (("*", "*", "*", _rows(128, 16, 4)),),
+    "channel_stats": (("*", "*", "*", _rows(32, 64, 4)), ("*", "*", "*", _rows(64, 32, 4))),
     "batch_norm_fold": (("*", "*", "*", {"BLOCK_N": 256, "num_warps": 4, "num_stages": 1}),),
     "batch_norm_reduce": (("*", "*", "*", _rows(32, 64, 4)), ("*", "*", "*", _rows(64, 32, 4))),
     "batch_norm_backward_finalize": (("*", "*", "*", _rows(128, 16, 4)),),
     "affine_pool": (("*", "*", "*", _rows(32, 64, 4)), ("*", "*", "*", _rows(64, 64, 8))),
     "affine_residual": (("*", "*", "*", _rows(32, 64, 4)), ("*", "*", "*", _rows(64, 64, 4))),
+    "batch_norm_act_grad": (("*", "*", "*", _rows(32, 64, 4)), ("*", "*", "*", _rows(64, 64, 4))),
     "sum_partials": (("*", "*", "*", _rows(32, 64, 4)),),
     "squeeze_excite_fwd": (
         ("*", "16", "*", _excite(128, 16, 4)),
@@ -114,8 +118,10 @@ TABLE: dict[str, tuple[Row, ...]] = {
 
 
 def arithmetic(dtype: Any, arch: str) -> str:
-    """``mma`` or ``fma``, from a torch dtype and an architecture such as ``sm_90``."""
-    return "fma" if str(dtype).endswith("float32") or arch == "sm_75" else "mma"
+    """``mma``, ``fma32`` or ``fma16``, from a torch dtype and an architecture such as ``sm_90``."""
+    if str(dtype).endswith("float32"):
+        return "fma32"
+    return "fma16" if arch == "sm_75" else "mma"
 
 
 def shape_class(kernel: str, size: int) -> str:
@@ -131,6 +137,6 @@ def rows(kernel: str, dtype: Any, arch: str, klass: str | None = None) -> list[C
     units, block, found = arithmetic(dtype, arch), MUST_HOLD.get(kernel), []
     for wanted, shapes, archs, config in TABLE[kernel]:
         serves = klass is None or (shapes in ("*", klass) and (block is None or config[block] >= int(klass)))
-        if serves and wanted in ("*", units) and archs in ("*", arch) and config not in found:
+        if serves and wanted in ("*", units, units[:3]) and archs in ("*", arch) and config not in found:
             found.append(config)
     return found

@@ -165,6 +165,16 @@ CASES: dict[str, dict[str, Case]] = {
             _image(144, 28, d), _image(144, 28, d), _STATS.norm, row_scale=torch.empty(_N, device="meta")
         ),
     },
+    "batch_norm_act_grad": {
+        "silu": lambda d: launchers.batch_norm_act_grad(
+            _image(144, 28, d),
+            _image(144, 28, d),
+            BatchNormGrad(*_vectors(4, 144)),
+            affine=_STATS.affine,
+            act="silu",
+        )
+    },
+    "channel_stats": {"stem": lambda d: launchers.channel_stats(_image(144, 28, d))},
     "affine_pool": {"silu": lambda d: launchers.affine_pool(_image(144, 28, d), _affine(144), "silu")},
     "affine_residual": {
         "all": lambda d: launchers.affine_residual(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..types import Affine
+from ..types import Affine, BatchNormGrad
 from . import elementwise_kernels
 from .launch import config, empty_image, launch, sum_partials, vector_like
 from .runtime import ceil_div, channel_unit, per_column, plan_rows
@@ -66,3 +66,28 @@ def affine_residual(
         **meta,
     )
     return y
+
+
+def batch_norm_act_grad(
+    dy: Tensor, z: Tensor, grad: BatchNormGrad, *, affine: Affine | None = None, act: str = "none"
+) -> Tensor:
+    """See :func:`effnet_fast.reference.batch_norm_act_grad`."""
+    n, channels, height, width = z.shape
+    dz = empty_image(n, channels, height, width, z)
+    if z.numel() == 0:
+        return dz
+    meta = config("batch_norm_act_grad", z)
+    length = n * height * width
+    vectors = affine or (None, None)
+    unit = channel_unit(channels)
+    tiles = ceil_div(channels, meta["BLOCK_N"])
+    launch(
+        elementwise_kernels.batch_norm_act_grad_kernel,
+        ceil_div(length, meta["BLOCK_M"]) * tiles,
+        *(dy, z, *vectors, *grad, dz, length, tiles, channels // unit, unit),
+        reads=[dy, z, *vectors, *grad],
+        writes=[dz],
+        ACT=act,
+        **meta,
+    )
+    return dz

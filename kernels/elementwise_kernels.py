@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .fragments import activation, affine, bound
+from .fragments import activation, activation_grad, affine, batch_norm_input_grad, bound
 
 
 @triton.jit
@@ -88,6 +88,41 @@ def affine_residual_kernel(
             if residual is not None:
                 value += tl.load(residual + offsets, mask=mask, other=0.0).to(tl.float32)
             tl.store(y + offsets, value.to(y.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def batch_norm_act_grad_kernel(
+    dy,  # [length, C]
+    z,  # [length, C]
+    scale,  # [C] or None
+    shift,
+    a,  # [C], the formula of BatchNormGrad
+    b,
+    c,
+    mean,
+    dz,  # [length, C]
+    length,
+    col_tiles,
+    units,
+    UNIT: tl.constexpr,
+    ACT: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    channels = units * UNIT
+    pid = tl.program_id(0)
+    cols = (pid % col_tiles) * BLOCK_N + tl.arange(0, BLOCK_N)
+    col_mask = cols < channels
+    rows = tl.arange(0, BLOCK_M)
+    start = (pid // col_tiles).to(tl.int64) * BLOCK_M
+    mask = (start + rows < length)[:, None] & col_mask[None, :]
+    offsets = start * channels + rows[:, None] * channels + cols[None, :]
+    g = tl.load(dy + offsets, mask=mask, other=0.0).to(tl.float32)
+    if ACT != "none":
+        value = tl.load(z + offsets, mask=mask, other=0.0).to(tl.float32)
+        g = g * activation_grad(affine(value, scale, shift, cols, col_mask), ACT)
+    g = batch_norm_input_grad(g, z, offsets, mask, a, b, c, mean, cols, col_mask)
+    tl.store(dz + offsets, g.to(dz.dtype.element_ty), mask=mask)
 
 
 @triton.jit

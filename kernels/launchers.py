@@ -1,18 +1,26 @@
 """Every op of the Triton backend under the reference's names; importing this imports Triton."""
 
-from .batch_norm import batch_norm_backward_finalize, batch_norm_finalize, batch_norm_fold, batch_norm_reduce
+from .batch_norm import (
+    batch_norm_backward_finalize,
+    batch_norm_finalize,
+    batch_norm_fold,
+    batch_norm_reduce,
+    channel_stats,
+)
 from .depthwise import depthwise, depthwise_backward
-from .elementwise import affine_pool, affine_residual
+from .elementwise import affine_pool, affine_residual, batch_norm_act_grad
 from .pointwise import pointwise, pointwise_backward
 from .squeeze_excite import gate_batch_norm_sums, squeeze_excite, squeeze_excite_backward
 
 __all__ = [
     "affine_pool",
     "affine_residual",
+    "batch_norm_act_grad",
     "batch_norm_backward_finalize",
     "batch_norm_finalize",
     "batch_norm_fold",
     "batch_norm_reduce",
+    "channel_stats",
     "depthwise",
     "depthwise_backward",
     "gate_batch_norm_sums",

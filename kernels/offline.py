@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 import torch
 import triton
 from torch import Tensor
+from triton._C.libtriton import ir
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from triton.compiler import ASTSource, make_backend
 
 #: Shared memory a block may have, in bytes (CUDA C++ programming guide, technical specifications).
 SHARED_LIMIT = {75: 64 << 10, 80: 163 << 10, 90: 227 << 10, 100: 227 << 10, 120: 99 << 10}
@@ -48,11 +49,9 @@ class Report(NamedTuple):
     wide_loads: int  # 16-byte global reads
 
 
-def compile_launch(launch: Launch, capability: int) -> Report:
-    """Compile for an NVIDIA GPU of ``capability`` (90 is sm_90)."""
+def _source(launch: Launch) -> ASTSource:
+    """The launch's kernel, specialised to its arguments the way Triton's runtime does it."""
     names = launch.kernel.arg_names
-    options = {key: launch.meta[key] for key in ("num_warps", "num_stages", "maxnreg") if key in launch.meta}
-    options["enable_fp_fusion"] = True
     given = dict(zip(names, launch.arguments, strict=False))
     given.update({key: value for key, value in launch.meta.items() if key in names})
     signature, constants, attributes = {}, {}, {}
@@ -69,8 +68,30 @@ def compile_launch(launch: Launch, capability: int) -> Report:
             signature[name] = "i32" if -(2**31) <= value < 2**31 else "i64"
             if value % 16 == 0:
                 attributes[(index,)] = [["tt.divisibility", 16]]
-    source = ASTSource(launch.kernel, signature, constants, attributes)
-    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    return ASTSource(launch.kernel, signature, constants, attributes)
+
+
+def _options(launch: Launch) -> dict[str, Any]:
+    options = {key: launch.meta[key] for key in ("num_warps", "num_stages", "maxnreg") if key in launch.meta}
+    return {**options, "enable_fp_fusion": True}
+
+
+def first_stage(launch: Launch, capability: int) -> str:
+    """Triton's IR of a launch: what the front end makes of it, in milliseconds. Fails where compiling would."""
+    target = GPUTarget("cuda", capability, 32)
+    backend = make_backend(target)
+    options = backend.parse_options(_options(launch))
+    context = ir.context()
+    ir.load_dialects(context)
+    backend.load_dialects(context)
+    codegen = backend.get_codegen_implementation(options)
+    return str(_source(launch).make_ir(target, options, codegen, backend.get_module_map(), context))
+
+
+def compile_launch(launch: Launch, capability: int) -> Report:
+    """Compile for an NVIDIA GPU of ``capability`` (90 is sm_90)."""
+    target = GPUTarget("cuda", capability, 32)
+    compiled = triton.compile(_source(launch), target=target, options=_options(launch))
     ptx = compiled.asm["ptx"]
     registers, spills = _resources(compiled.asm["cubin"])
     found = _TENSOR_CORE.search(ptx)

@@ -20,10 +20,12 @@ OPS = frozenset(
     {
         "affine_pool",
         "affine_residual",
+        "batch_norm_act_grad",
         "batch_norm_backward_finalize",
         "batch_norm_finalize",
         "batch_norm_fold",
         "batch_norm_reduce",
+        "channel_stats",
         "depthwise",
         "depthwise_backward",
         "gate_batch_norm_sums",

@@ -67,7 +67,8 @@ print(*[name for name in build.PRODUCTS if not native.available(name)[0]])') || 
 
 tests() {
   local parallel=""
-  "$PYTHON" -c 'import xdist' 2>/dev/null && [ -n "$SM" ] && parallel="-n 6"
+  # Almost all of the time is Triton's compiler, a core each; contexts take half a gigabyte of the GPU each.
+  "$PYTHON" -c 'import xdist' 2>/dev/null && [ -n "$SM" ] && parallel="-n $(($(nproc) > 14 ? 14 : $(nproc)))"
   # shellcheck disable=SC2086
   "$PYTHON" -m pytest -m gpu -q -p no:cacheprovider $parallel
 }

@@ -155,7 +155,7 @@ def test_classify_with_a_checkpoint_of_five_classes(
     predictions = report["results"][0]["predictions"]
     assert {p["label"] for p in predictions} == {"ant", "bee", "cat", "dog", "elk"}
     assert sum(p["probability"] for p in predictions) == pytest.approx(1)
-    assert len(report["blocks"]) == 16
+    assert len(report["blocks"]) == 18
 
     model = effnet_fast.b0(num_classes=5, weights=checkpoint).eval()
     preset = effnet_fast.images.preset_for("b0")
@@ -174,7 +174,7 @@ def test_classify_text_without_label_file(
     lines = out.splitlines()
     assert lines[0].split() == ["image", "class", "probability"]
     assert lines[2].startswith(str(photo)) and " class " in lines[2]
-    assert lines[-1].startswith("b0 on cpu in fp32: ") and "of 16 blocks fused" in lines[-1]
+    assert lines[-1].startswith("b0 on cpu in fp32: ") and "of 18 blocks fused" in lines[-1]
     assert len(lines) == 5
 
 

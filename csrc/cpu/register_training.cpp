@@ -87,7 +87,8 @@ Tensor batch_norm_reduce(const Tensor& dy, const Tensor& z, const Tensor& mean, 
 }
 
 Tensor batch_norm_input_grad(const Tensor& dy, const Tensor& z, const Tensor& a, const Tensor& b, const Tensor& c,
-                             const Tensor& mean, const OptionalTensor& row_scale) {
+                             const Tensor& mean, const OptionalTensor& row_scale, const OptionalTensor& scale,
+                             const OptionalTensor& shift, int64_t act) {
   Pass pass("batch_norm_input_grad", z, "z");
   TrainingParams& p = pass.p;
   p.dy = pass.image(dy, "dy");
@@ -96,6 +97,9 @@ Tensor batch_norm_input_grad(const Tensor& dy, const Tensor& z, const Tensor& a,
   p.c = pass.channels(c, "c");
   p.mean = pass.channels(mean, "mean");
   p.row_scale = pass.vector(row_scale, "row_scale", {p.batch});
+  p.scale = pass.channels(scale, "scale");
+  p.shift = pass.channels(shift, "shift");
+  p.act = check_activation(act, "batch_norm_input_grad", "act");
   Tensor dz = pass.new_output();
   pass.run(EFFNET_SELECT_ISA(batch_norm_input_grad_tasks));
   return dz;

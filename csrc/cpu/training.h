@@ -41,7 +41,7 @@ struct TrainingParams {
   // z_hat = (z - mean) * invstd
   const float* mean;
   const float* invstd;
-  // dz = a * row_scale * dy + b * (z - mean) + c
+  // dz = a * row_scale * dy * act'(n) + b * (z - mean) + c
   const float* a;
   const float* b;
   const float* c;

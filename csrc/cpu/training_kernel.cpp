@@ -110,16 +110,21 @@ void batch_norm_reduce(const TrainingParams& p, int64_t task) {
   });
 }
 
-template <class T>
+template <class T, Activation kAct>
 void batch_norm_input_grad(const TrainingParams& p, int64_t task) {
   const Band<T> band(p, task);
   for (int64_t row = band.first_row; row < band.last_row; ++row) {
     for (int64_t c = 0; c < p.channels; c += kLanes) {
       const int count = lanes_left(p.channels, c);
       const int64_t at = row * p.channels + c;
-      const Vec centred = load_lanes(band.z + at, count) - load_lanes(p.mean + c, count);
+      const Vec z = load_lanes(band.z + at, count);
+      const Vec centred = z - load_lanes(p.mean + c, count);
       const Vec rest = multiply_add(centred, load_lanes(p.b + c, count), load_lanes(p.c + c, count));
-      const Vec g = load_lanes(band.dy + at, count) * band.row_scale;
+      Vec g = load_lanes(band.dy + at, count) * band.row_scale;
+      if constexpr (kAct != Activation::kNone) {
+        const Vec scale = vector_or(p.scale, c, count, 1.0f), shift = vector_or(p.shift, c, count, 0.0f);
+        g = g * activate_grad<kAct>(multiply_add(z, scale, shift));
+      }
       store_lanes(band.out + at, multiply_add(g, load_lanes(p.a + c, count), rest), count);
     }
   }
@@ -180,7 +185,10 @@ void batch_norm_reduce_tasks(const TrainingParams& p, int64_t begin, int64_t end
 }
 
 void batch_norm_input_grad_tasks(const TrainingParams& p, int64_t begin, int64_t end) {
-  for_tasks(p, begin, end, [&](int64_t task, auto zero) { batch_norm_input_grad<decltype(zero)>(p, task); });
+  with_activation(p.act, [&](auto act) {
+    for_tasks(p, begin, end,
+              [&](int64_t task, auto zero) { batch_norm_input_grad<decltype(zero), act.value>(p, task); });
+  });
 }
 
 void gate_and_norm_sums_tasks(const TrainingParams& p, int64_t begin, int64_t end) {

@@ -24,12 +24,12 @@ cudaError_t with_weight_type(StorageType type, Body&& body) {
   return cudaErrorInvalidValue;
 }
 
-template <class Weight, int kImages, int kRows>
+template <class Weight, int kImages>
 cudaError_t launch_forward(const SqueezeExciteParams& p, const DeviceLimits& limits, cudaStream_t stream) {
   const int64_t shared = squeeze_excite_fwd_shared_bytes(p, kImages);
   if (shared > limits.shared_per_block) return cudaErrorInvalidConfiguration;
-  return launch(squeeze_excite_fwd_kernel<Weight, kImages, kRows>, (p.images + kImages - 1) / kImages,
-                kSqueezeExciteThreads, shared, stream, p);
+  return launch(squeeze_excite_fwd_kernel<Weight, kImages, 4>, (p.images + kImages - 1) / kImages,
+                kSqueezeExciteForwardThreads, shared, stream, p);
 }
 
 template <class Weight>
@@ -60,7 +60,7 @@ cudaError_t squeeze_excite_forward(const SqueezeExciteParams& p, StorageType typ
     // Four images share the weights' way from the L2 cache once there is an image for every multiprocessor.
     const bool many =
         p.images >= limits.multiprocessors && squeeze_excite_fwd_shared_bytes(p, 4) <= limits.shared_per_block;
-    return many ? launch_forward<Weight, 4, 4>(p, limits, stream) : launch_forward<Weight, 1, 1>(p, limits, stream);
+    return many ? launch_forward<Weight, 4>(p, limits, stream) : launch_forward<Weight, 1>(p, limits, stream);
   });
 }
 

@@ -9,8 +9,9 @@
 
 namespace effnet::cuda {
 
-constexpr int kTileRows =
-    8;  // units of the hidden layer in a tile of dw1 or dw2; a warp's lanes are the tile's channels
+constexpr int kSqueezeExciteThreads = 256;
+// Units of the hidden layer in a tile of dw1 or dw2; a warp's lanes are the tile's channels.
+constexpr int kTileRows = 8;
 constexpr int kSqueezeExciteWarps = kSqueezeExciteThreads / kWarp;
 
 constexpr int64_t squeeze_excite_bwd_shared_bytes(const SqueezeExciteParams& p) {
@@ -123,7 +124,7 @@ __device__ void outer_product_tile(const float* u, const float* v, int64_t image
 }
 
 template <class Weight>
-__global__ void __launch_bounds__(kSqueezeExciteThreads)
+__global__ void __launch_bounds__(kSqueezeExciteThreads, 2)
     squeeze_excite_bwd_kernel(const __grid_constant__ SqueezeExciteBackwardParams p) {
   float* shared = reinterpret_cast<float*>(dynamic_shared());
   const SqueezeExciteParams& f = p.forward;

@@ -10,7 +10,8 @@
 namespace effnet::cuda {
 
 constexpr int kWarp = 32;
-constexpr int kSqueezeExciteThreads = 256;
+// Twice the backward's: what a block is short of is loads in flight, and of blocks there is one a multiprocessor.
+constexpr int kSqueezeExciteForwardThreads = 512;
 
 template <class Weight>
 struct WeightPiece {
@@ -36,6 +37,8 @@ __device__ __forceinline__ void partial_dots(float (&sums)[kRows][kImages], cons
                                              const float* in, int lane, bool vectors) {
   constexpr int kPiece = WeightPiece<Weight>::kSize;
   if (vectors) {
+    // Pieces in flight a lane: kRows of each column of pieces. With one image there are registers for two columns.
+#pragma unroll(kImages == 1 ? 2 : 1)
     for (int i = lane * kPiece; i < columns; i += kLanesPerRow * kPiece) {
       WeightPiece<Weight> w[kRows];
 #pragma unroll
@@ -56,6 +59,7 @@ __device__ __forceinline__ void partial_dots(float (&sums)[kRows][kImages], cons
     }
     return;
   }
+#pragma unroll(kImages == 1 ? 2 : 1)
   for (int i = lane; i < columns; i += kLanesPerRow) {
 #pragma unroll
     for (int row = 0; row < kRows; ++row) {
@@ -124,7 +128,7 @@ constexpr int64_t squeeze_excite_fwd_shared_bytes(const SqueezeExciteParams& p, 
 
 // Shared memory: pooled [kImages, channels], hidden [kImages, reduced].
 template <class Weight, int kImages, int kRows>
-__global__ void __launch_bounds__(kSqueezeExciteThreads, 2)
+__global__ void __launch_bounds__(kSqueezeExciteForwardThreads, 1)
     squeeze_excite_fwd_kernel(const __grid_constant__ SqueezeExciteParams p) {
   float* pooled = reinterpret_cast<float*>(dynamic_shared());
   float* hidden = pooled + kImages * p.channels;

@@ -12,9 +12,11 @@ from torch.nn import functional
 
 from ..dispatch import use_backend
 from ..errors import EffnetFastError
+from ..inference import optimize
+from ..inference.check import cast
 from ..patching import patch, report
 from . import runtimes
-from .targets import DTYPES, Job, cast
+from .targets import DTYPES, Job
 
 Step = Callable[[], Any]
 
@@ -69,6 +71,7 @@ def _torch(
     channels_last: bool = True,
     fused: tuple[str, ...] = (),
     compiled: str | None = None,
+    frozen: bool = False,
     graph: bool = False,
 ) -> Prepared:
     cast(model, DTYPES[job.dtype][0])
@@ -80,6 +83,8 @@ def _torch(
     call: Callable[[Tensor], Tensor] = model
     if compiled is not None:
         call = torch.compile(model, mode=compiled, dynamic=False)
+    if frozen:
+        call = _frozen(model, job)
     parameters = [p for p in model.parameters() if p.requires_grad]
     step = training_step(call, parameters, x) if job.mode == "train" else inference_step(call, x)
     if compiled is not None and x.is_cuda:
@@ -88,8 +93,24 @@ def _torch(
         step = _on_backends(step, fused)
     if graph:
         step = capture(step)
-    plain = compiled is None and not graph
+    plain = compiled is None and not frozen and not graph
     return Prepared(step, step if job.mode == "infer" else None, model if plain else None)
+
+
+def _frozen(model: nn.Module, job: Job) -> Callable[[Tensor], Tensor]:
+    if job.mode != "infer":
+        raise Unavailable("inference only")
+    # Weights become constants: BatchNorm is folded and the convolutions' weights are packed.
+    return torch.compile(model, dynamic=False, options={"freezing": True})
+
+
+def _optimized(model: nn.Module, x: Tensor, job: Job) -> Prepared:
+    if job.mode != "infer":
+        raise Unavailable("inference only")
+    dtype = DTYPES[job.dtype][0]
+    x = x.to(dtype)
+    step = inference_step(optimize(model, x, dtype=dtype), x)
+    return Prepared(step, step, None)
 
 
 def _patch(model: nn.Module, backends: tuple[str, ...]) -> None:
@@ -158,19 +179,40 @@ PROVIDERS: dict[str, Callable[[nn.Module, Tensor, Job], Prepared]] = {
     "eager-channels-last": _with(),
     "compile": _with(compiled="default"),
     "compile-max-autotune": _with(compiled="max-autotune"),
+    "inductor": _with(frozen=True, channels_last=False),
+    "inductor-channels-last": _with(frozen=True),
     "cuda-graph": _with(graph=True),
     "onnxruntime": _other(runtimes.onnxruntime_step, "onnxruntime"),
     "openvino": _other(runtimes.openvino_step, "openvino"),
     "tensorrt": _other(runtimes.tensorrt_step, "torch_tensorrt"),
     OURS: _with(fused=("auto",)),
+    f"{OURS}-optimize": _optimized,
     f"{OURS}-compile": _with(fused=("auto",), compiled="default"),
     f"{OURS}-cuda-graph": _with(fused=("auto",), graph=True),
     f"{OURS}-triton": _with(fused=("triton",)),
 }
 
 _CUDA_ONLY = {"cuda-graph", "tensorrt", f"{OURS}-cuda-graph", f"{OURS}-triton"}
-_CPU_ONLY = {"openvino"}
-_SLOW_TO_START = {"compile-max-autotune", f"{OURS}-compile"}
+_CPU_ONLY = {"openvino", "inductor", "inductor-channels-last", f"{OURS}-optimize"}
+_SLOW_TO_START = {"compile-max-autotune", "inductor", "inductor-channels-last", f"{OURS}-compile"}
+
+#: The package's own name stands for what it has to offer on a device.
+_FAMILY = "effnet_fast"
+
+
+def named(names: Sequence[str], device: str) -> list[str]:
+    """Providers as the command line names them, each once; ``effnet_fast`` is the patched and the optimized model.
+
+    Raises:
+        EffnetFastError: an unknown name.
+    """
+    ours = [OURS] if device == "cuda" else [OURS, f"{OURS}-optimize"]
+    flat = [part for name in names for part in (ours if name == _FAMILY else [name])]
+    for name in flat:
+        if name not in PROVIDERS:
+            known = ", ".join([*PROVIDERS, _FAMILY])
+            raise EffnetFastError(f"bench: unknown provider {name!r}, expected some of {known}")
+    return list(dict.fromkeys(flat))
 
 
 def default_providers(device: str, quick: bool) -> list[str]:

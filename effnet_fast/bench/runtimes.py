@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import EffnetFastError
-from .targets import DTYPES, Job, cast
+from ..inference.check import cast
+from .targets import DTYPES, Job
 
 
 def onnxruntime_step(model: nn.Module, x: Tensor, job: Job) -> Callable[[], Tensor]:

@@ -194,7 +194,8 @@ class Sweep:
             raise
         for process, answer in zip(processes, answers, strict=True):
             self._finish(process, job, answer, finished)
-            process.pause()
+            # The next job starts another: what this one leaves behind would count as that one's memory.
+            process.close()
 
     def _one_by_one(
         self, job: Job, processes: list[Process], finished: Callable[[results.Row], None]

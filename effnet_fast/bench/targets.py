@@ -111,15 +111,6 @@ def stock_model(job: Job, device: torch.device) -> nn.Module:
     return model.train(job.mode == "train")
 
 
-def cast(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Everything but BatchNorm in ``dtype``, in place, as mixed-precision practice has it."""
-    model.to(dtype)
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.to(torch.promote_types(dtype, torch.float32))
-    return model
-
-
 def images(job: Job, device: torch.device) -> Tensor:
     """The job's batch, random, fp32, the same every time."""
     generator = torch.Generator().manual_seed(SEED)

@@ -39,9 +39,12 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"effnet-fast {version()}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name, module in COMMANDS.items():
-        sub = commands.add_parser(name, help=module.HELP, description=module.__doc__)
-        module.add_arguments(sub)
+        # bench replaces --json by one that also takes a file.
+        sub = commands.add_parser(
+            name, help=module.HELP, description=module.__doc__, conflict_handler="resolve"
+        )
         sub.add_argument("--json", action="store_true", help="print JSON and nothing else")
+        module.add_arguments(sub)
     return parser
 
 
@@ -60,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.command is None:
             parser.print_help(sys.stderr)
             return 2
-        code = COMMANDS[arguments.command].run(arguments, Output(arguments.json))
+        code = COMMANDS[arguments.command].run(arguments, Output(arguments.json is True))
         sys.stdout.flush()
         return code
     except EffnetFastError as error:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..bench import results, sweep
-from ..bench.providers import PROVIDERS, default_providers, is_ours
+from ..bench.providers import PROVIDERS, default_providers, is_ours, named
 from ..bench.targets import DTYPES, MODES
 from ..errors import EffnetFastError
 from . import options
@@ -20,14 +20,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "models",
         nargs="*",
-        default=["b0"],
+        default=[],
         help="b0 ... b7, torchvision:NAME, timm:NAME or package.module:factory; b4@1,64: with these batches",
     )
+    parser.add_argument("--models", nargs="+", default=[], dest="more_models", help="the same (default: b0)")
     parser.add_argument("--batch", type=options.positive, nargs="+", default=[1], metavar="N")
     parser.add_argument("--resolution", type=options.positive, nargs="+", default=[], metavar="PIXELS")
-    parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=["fp32"])
+    parser.add_argument(
+        *("--dtype", "--dtypes"),
+        action=options.Names,
+        choices=DTYPES,
+        default=["fp32"],
+        metavar="DTYPE",
+        help=f"some of {', '.join(DTYPES)} (default: fp32)",
+    )
     parser.add_argument("--mode", nargs="+", choices=MODES, default=["infer"])
-    parser.add_argument("--providers", nargs="+", metavar="NAME", help=f"some of {', '.join(PROVIDERS)}")
+    parser.add_argument(
+        "--providers",
+        action=options.Names,
+        metavar="NAME",
+        help=f"some of {', '.join(PROVIDERS)}; effnet_fast: patched and, on the CPU, optimized",
+    )
     parser.add_argument(
         "--rounds", type=options.positive, default=3, help="turns of each provider (default: 3)"
     )
@@ -47,27 +60,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="judge against an earlier file; exit code 1 if something is worse",
     )
     parser.add_argument("--append", action="store_true", help="keep the other rows that --out has")
+    parser.add_argument(
+        "--json",
+        nargs="?",
+        type=Path,
+        const=True,
+        default=False,
+        metavar="FILE.json",
+        help="print JSON and nothing else; with a file the same as --out",
+    )
     options.add_device(parser)
 
 
 def run(arguments: argparse.Namespace, output: Output) -> int:
     device = options.device(arguments.device).type
+    if isinstance(arguments.json, Path):
+        if arguments.json.suffix != ".json" or arguments.out:
+            raise EffnetFastError(
+                f"bench: --json takes one file ending in .json, got {str(arguments.json)!r}"
+            )
+        arguments.out = arguments.json
     old = results.read(arguments.compare) if arguments.compare else None
     if arguments.seconds <= 0:
         raise EffnetFastError(f"bench: --seconds must be positive, got {arguments.seconds}")
     if arguments.append and not arguments.out:
         raise EffnetFastError("bench: --append needs --out")
-    providers = arguments.providers or default_providers(device, arguments.quick)
-    unknown = [name for name in providers if name not in PROVIDERS]
-    if unknown:
-        raise EffnetFastError(f"bench: unknown provider {unknown[0]!r}, expected {', '.join(PROVIDERS)}")
-    jobs = sweep.make_jobs(
-        arguments.models, arguments.mode, arguments.batch, arguments.resolution, arguments.dtype
-    )
+    providers = named(arguments.providers or default_providers(device, arguments.quick), device)
+    models = [*arguments.models, *arguments.more_models] or ["b0"]
+    jobs = sweep.make_jobs(models, arguments.mode, arguments.batch, arguments.resolution, arguments.dtype)
     seconds = min(arguments.seconds, 0.3) if arguments.quick else arguments.seconds
     kept = results.read(arguments.out)["rows"] if arguments.append and arguments.out.exists() else []
     work = sweep.Sweep(
-        sweep.Plan(jobs, list(dict.fromkeys(providers)), device, arguments.rounds, seconds, arguments.budget),
+        sweep.Plan(jobs, providers, device, arguments.rounds, seconds, arguments.budget),
         kept,
     )
     interrupted = _run(work, arguments, output)

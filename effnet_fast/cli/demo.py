@@ -52,11 +52,11 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     x = images.normalize(pixels, images.LITE0_PRESET).to(device)
     stock = samples.lite0().to(device)
     patched = effnet_fast.patch(copy.deepcopy(stock))
-    # TF32 would make the stock network itself less exact than the tolerance.
+    # TF32 would make the stock network itself less exact than the tolerance. `flags` would also switch cuDNN off.
     with (
         options.backend(arguments.backend),
         torch.inference_mode(),
-        torch.backends.cudnn.flags(allow_tf32=False),
+        torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
     ):
         photos = _compare(list(paths), stock(x).cpu(), patched(x).cpu())
         latency = _latency(stock, patched, x, arguments.rounds, output)

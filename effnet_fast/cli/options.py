@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 
@@ -53,6 +55,27 @@ def backend(names: str) -> AbstractContextManager[None]:
     if not names:
         return nullcontext()
     return use_backend(names)
+
+
+class Names(argparse.Action):
+    """Names separated by spaces or commas, as one list; ``choices`` are checked here, name by name."""
+
+    def __init__(self, *args: Any, choices: Iterable[str] = (), **kwargs: Any) -> None:
+        super().__init__(*args, nargs="+", **kwargs)
+        self.known = tuple(choices)
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option: str | None = None,
+    ) -> None:
+        names = [name for value in values for name in value.split(",") if name]
+        for name in names:
+            if self.known and name not in self.known:
+                raise argparse.ArgumentError(self, f"expected some of {', '.join(self.known)}, got {name!r}")
+        setattr(namespace, self.dest, names)
 
 
 def positive(text: str) -> int:

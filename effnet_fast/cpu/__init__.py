@@ -14,15 +14,25 @@ import torch
 from .. import native
 from ..reference.squeeze_excite import squeeze_excite_backward
 from .depthwise import depthwise, depthwise_backward
-from .passes import affine_pool, affine_residual, batch_norm_fold, batch_norm_reduce, squeeze_excite
+from .passes import (
+    affine_pool,
+    affine_residual,
+    batch_norm_act_grad,
+    batch_norm_fold,
+    batch_norm_reduce,
+    channel_stats,
+    squeeze_excite,
+)
 from .pointwise import pointwise, pointwise_backward
 
 __all__ = [
     "affine_pool",
     "affine_residual",
+    "batch_norm_act_grad",
     "batch_norm_fold",
     "batch_norm_reduce",
     "can_run",
+    "channel_stats",
     "depthwise",
     "depthwise_backward",
     "pointwise",

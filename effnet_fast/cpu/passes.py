@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..types import Affine, BatchNormStats, Norm
+from ..types import Affine, BatchNormGrad, BatchNormStats, Norm
 from .entry_points import NUMBER, kernels, per_channel
 
 
@@ -61,3 +61,16 @@ def batch_norm_reduce(
     """As :func:`effnet_fast.reference.batch_norm_reduce`; fp32 and bf16."""
     scale, shift = affine or (None, None)
     return kernels().batch_norm_reduce(dy, z, *norm, row_scale, scale, shift, NUMBER[act])
+
+
+def batch_norm_act_grad(
+    dy: Tensor, z: Tensor, grad: BatchNormGrad, *, affine: Affine | None = None, act: str = "none"
+) -> Tensor:
+    """As :func:`effnet_fast.reference.batch_norm_act_grad`; fp32 and bf16."""
+    scale, shift = affine or (None, None)
+    return kernels().batch_norm_input_grad(dy, z, *grad, None, scale, shift, NUMBER[act])
+
+
+def channel_stats(z: Tensor) -> Tensor:
+    """As :func:`effnet_fast.reference.channel_stats`; fp32 and bf16."""
+    return kernels().channel_stats(z)

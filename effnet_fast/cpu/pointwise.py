@@ -145,7 +145,7 @@ def _input_grad(
 ) -> Tensor:
     scale = None if row_scale is None else row_scale[images]
     if z is not None and grad is not None:
-        return kernels().batch_norm_input_grad(dy, z[images], *grad, scale)
+        return kernels().batch_norm_input_grad(dy, z[images], *grad, scale, None, None, NUMBER["none"])
     return _activation(dy, None, "none", per_channel(scale, dy.shape[1]))
 
 

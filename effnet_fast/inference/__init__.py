@@ -1,1 +1,5 @@
 """Inference with everything prepared once: folded, packed, planned."""
+
+from .prepare import optimize
+
+__all__ = ["optimize"]

@@ -157,6 +157,7 @@ def efficientnet(
     dropout: float = 0.2,
     stochastic_depth_prob: float = 0.2,
     norm_layer: NormLayer | None = None,
+    recompute_expand: bool = False,
     model_name: str | None = None,
 ) -> EfficientNet:
     """Any member of the family: B0 with its channels and repeats scaled; its blocks run fused where they can.
@@ -171,6 +172,7 @@ def efficientnet(
         dropout: probability before the classifier.
         stochastic_depth_prob: probability of the last block; it grows linearly from 0 at the first.
         norm_layer: called with the number of channels; ``None`` is ``nn.BatchNorm2d``.
+        recompute_expand: train in less memory for some more arithmetic; see :func:`effnet_fast.patch`.
         model_name: ``"b0"`` to ``"b7"``, for which short enum names such as ``"DEFAULT"`` are looked up.
 
     Raises:
@@ -190,7 +192,9 @@ def efficientnet(
         num_classes=num_classes,
         norm_layer=norm_layer,
     )
-    return patch(model if state is None else load_weights(model, state))
+    return patch(
+        model if state is None else load_weights(model, state), recompute_expand=recompute_expand or None
+    )
 
 
 def _builder(name: str) -> Callable[..., EfficientNet]:
@@ -204,6 +208,7 @@ def _builder(name: str) -> Callable[..., EfficientNet]:
         dropout: float = variant.dropout,
         stochastic_depth_prob: float = 0.2,
         norm_layer: NormLayer | None = None,
+        recompute_expand: bool = False,
     ) -> EfficientNet:
         return efficientnet(
             width_mult=variant.width_mult,
@@ -214,6 +219,7 @@ def _builder(name: str) -> Callable[..., EfficientNet]:
             dropout=dropout,
             stochastic_depth_prob=stochastic_depth_prob,
             norm_layer=norm_layer or _batch_norm(variant.bn_eps, variant.bn_momentum),
+            recompute_expand=recompute_expand,
             model_name=name,
         )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 import torch.fx
@@ -35,7 +37,7 @@ def compute_dtype(x: Tensor) -> torch.dtype:
     return x.dtype
 
 
-def _batch_statistics(bn: nn.BatchNorm2d) -> bool:
+def batch_statistics(bn: nn.BatchNorm2d) -> bool:
     """Whether this BatchNorm normalizes with the batch's own statistics (as ``nn.BatchNorm2d.forward`` decides)."""
     return bn.training or bn.running_mean is None
 
@@ -52,7 +54,7 @@ def group_of(bn: nn.BatchNorm2d | nn.SyncBatchNorm) -> str:
 
 def needs_backward(parts: MBConvParts, x: Tensor) -> bool:
     """Whether the training kernels are needed: for a gradient, or for the batch's statistics."""
-    if any(part is not None and _batch_statistics(part.bn) for part in parts[:3]):  # type: ignore[union-attr]
+    if any(part is not None and batch_statistics(part.bn) for part in parts[:3]):  # type: ignore[union-attr]
         return True
     if not torch.is_grad_enabled():
         return False
@@ -78,9 +80,17 @@ def backends_of(
     Left to itself the package does not run a block on the reference kernels: PyTorch's own modules are faster.
     """
     facts = {"kernel_size": kernel, "stride": stride}
+    wanted: list[tuple[str, dict[str, Any]]]
     wanted = [("depthwise", {"stats": statistics, **facts}), ("pointwise", {"stats": statistics})]
     if training:
         wanted += [("depthwise_backward", facts), ("pointwise_backward", {})]
+    return choices_of(wanted, device, dtype)
+
+
+def choices_of(
+    wanted: list[tuple[str, dict[str, Any]]], device: torch.device, dtype: torch.dtype
+) -> tuple[str, str]:
+    """(backends, "") that would run these ops, or ("", reason)."""
     try:
         choices = [dispatch.choose(op, device, dtype, **extra) for op, extra in wanted]
     except BackendError as error:
@@ -102,7 +112,7 @@ def plan(parts: MBConvParts, device: torch.device, dtype: torch.dtype, training:
         UnsupportedBlockError: the block is better left to PyTorch; the message is the reason.
     """
     conv = parts.depthwise.conv
-    statistics = any(part is not None and _batch_statistics(part.bn) for part in parts[:3])  # type: ignore[union-attr]
+    statistics = any(part is not None and batch_statistics(part.bn) for part in parts[:3])  # type: ignore[union-attr]
     kernel, stride = conv.kernel_size[0], conv.stride[0]
     names, reason = backends_of(device, dtype, training, statistics, kernel, stride)
     if reason:
@@ -126,16 +136,18 @@ def _check_count(parts: MBConvParts, x: Tensor, padding: tuple[int, int, int, in
         raise UnsupportedBlockError("one value per channel")
 
 
+def norm_of(bn: nn.BatchNorm2d, wide: torch.dtype) -> BatchNorm:
+    """The module's vectors in the accumulation dtype."""
+    batch = batch_statistics(bn)
+    vectors = (bn.weight, bn.bias, None if batch else bn.running_mean, None if batch else bn.running_var)
+    return BatchNorm(*(None if t is None else t.to(wide) for t in vectors), bn.eps, batch, group_of(bn))
+
+
 def _weights(parts: MBConvParts, dtype: torch.dtype) -> Weights:
     wide = accumulation_dtype(dtype)
 
     def norm(part: ConvBN | None) -> BatchNorm | None:
-        if part is None:
-            return None
-        bn = part.bn
-        batch = _batch_statistics(bn)
-        vectors = (bn.weight, bn.bias, None if batch else bn.running_mean, None if batch else bn.running_var)
-        return BatchNorm(*(None if t is None else t.to(wide) for t in vectors), bn.eps, batch, group_of(bn))
+        return None if part is None else norm_of(part.bn, wide)
 
     def matrix(part: ConvBN | None) -> Tensor | None:
         return None if part is None else part.conv.weight.to(dtype).flatten(1)
@@ -162,6 +174,7 @@ def _settings(parts: MBConvParts, padding: tuple[int, int, int, int]) -> Setting
         "silu" if se is None else se.act,
         "sigmoid" if se is None else se.gate,
         parts.residual,
+        parts.recompute_expand and parts.expand is not None,
     )
 
 

@@ -7,7 +7,8 @@ the user reads in ``effnet_fast.report``.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Literal, NamedTuple
 
 import torch
@@ -49,6 +50,46 @@ class MBConvParts(NamedTuple):
     padding: Padding | Literal["same"] = (0, 0, 0, 0)
     #: Stochastic depth on the residual branch, or ``None``.
     row_scale: RowScale | None = None
+    #: Keep the input instead of the expansion's output for the backward, which expands again.
+    recompute_expand: bool = False
+
+    @property
+    def weight(self) -> Tensor:
+        """A weight whose device and dtype are the block's."""
+        return self.project.conv.weight
+
+
+class ConvLayerParts(NamedTuple):
+    """A convolution, BatchNorm and activation that stand outside the blocks: stem or head."""
+
+    layer: ConvBN
+    #: Keep the input instead of the convolution's output where that is smaller.
+    recompute_expand: bool = False
+
+    @property
+    def weight(self) -> Tensor:
+        return self.layer.conv.weight
+
+
+class NetworkParts(NamedTuple):
+    """An EfficientNet-like network, in the order it runs; what comes after the head is for inference."""
+
+    stem: ConvBN
+    stem_padding: Padding | Literal["same"]
+    blocks: list[nn.Module]  # each known to an adapter of its own
+    head: ConvBN | None  # 1x1; None: the blocks' features are the last
+    pool: bool = True  # the mean over the image
+    keep_dims: bool = False  # pooled features stay [N, C, 1, 1]
+    classifier: tuple[nn.Module, ...] = ()  # on the pooled features, in order
+
+
+@contextmanager
+def about(name: str) -> Iterator[None]:
+    """Lets the reason of an :class:`UnsupportedBlockError` begin with the name of the module it is about."""
+    try:
+        yield
+    except UnsupportedBlockError as error:
+        raise UnsupportedBlockError(f"{name}: {error}") from None
 
 
 _ACTIVATIONS: dict[type[nn.Module], str] = {
@@ -98,7 +139,7 @@ def check_parts(parts: MBConvParts) -> None:
     for name in ("expand", "depthwise", "project"):
         part = getattr(parts, name)
         if part is not None:
-            _check_conv_bn(name, part)
+            check_conv_bn(name, part)
     conv = parts.depthwise.conv
     kernel, stride = conv.kernel_size, conv.stride
     if conv.groups != conv.in_channels or conv.out_channels != conv.in_channels:
@@ -123,6 +164,30 @@ def check_parts(parts: MBConvParts) -> None:
         _check_squeeze_excite(parts.squeeze_excite)
 
 
+def children(module: nn.Module) -> tuple[nn.Module, ...]:
+    """The modules of an ``nn.Sequential`` or ``nn.ModuleList`` in their order; any other module alone."""
+    if type(module) not in (nn.Sequential, nn.ModuleList):
+        return (module,)
+    return tuple(module.children())
+
+
+def check_mean(pool: nn.Module) -> None:
+    """Refuse a pooling that is not the mean over the whole image."""
+    if type(pool) is not nn.AdaptiveAvgPool2d or pool.output_size not in (1, (1, 1), [1, 1]):
+        raise UnsupportedBlockError(f"{pool} is not the mean over the image")
+
+
+def check_layer(parts: ConvLayerParts) -> None:
+    """:func:`check_parts` for a layer outside the blocks."""
+    conv, bn, _ = parts.layer
+    if isinstance(bn, nn.SyncBatchNorm):
+        raise UnsupportedBlockError("SyncBatchNorm outside the blocks has no fused kernel")
+    check_conv_bn("layer's", parts.layer)
+    conv_padding(conv)
+    if conv.groups != 1:
+        raise UnsupportedBlockError("the layer's convolution has groups")
+
+
 #: Normalizations that compute nn.BatchNorm2d and nothing the adapter has not told (timm's carries its activation).
 _BATCH_NORMS = {
     *(("torch.nn.modules.batchnorm", name) for name in ("BatchNorm2d", "SyncBatchNorm")),
@@ -130,7 +195,12 @@ _BATCH_NORMS = {
 }
 
 
-def _check_conv_bn(name: str, part: ConvBN) -> None:
+def check_conv_bn(name: str, part: ConvBN) -> None:
+    """Refuse a convolution or a normalization that is not PyTorch's plain one.
+
+    Raises:
+        UnsupportedBlockError: with the reason, in which the convolution is called ``name``.
+    """
     conv, bn, _ = part
     if conv.bias is not None:
         raise UnsupportedBlockError(f"the {name} convolution has a bias")

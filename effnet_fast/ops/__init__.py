@@ -5,6 +5,7 @@ it. All of them work under autograd, ``torch.compile(fullgraph=True)`` and ``tor
 """
 
 from .batch_norm import batch_norm_finalize
+from .conv_bn_act import ConvBNActOut, conv_bn_act
 from .depthwise import depthwise
 from .mbconv import MBConvOut, mbconv
 from .mbconv_kernels import BatchNorm, Settings, Weights
@@ -13,10 +14,12 @@ from .squeeze_excite import squeeze_excite
 
 __all__ = [
     "BatchNorm",
+    "ConvBNActOut",
     "MBConvOut",
     "Settings",
     "Weights",
     "batch_norm_finalize",
+    "conv_bn_act",
     "depthwise",
     "mbconv",
     "pointwise",

@@ -74,7 +74,7 @@ def run_mbconv(
     if inference:
         return MBConvOut(mbconv_inference(x, *flat, row_scale, eps, *scalars), None, None, None)
     groups = ",".join("" if bn is None else bn.group for bn in norms)
-    out = mbconv_training(x, *flat, row_scale, eps, training, *scalars, groups)
+    out = mbconv_training(x, *flat, row_scale, eps, training, *scalars, settings.recompute_expand, groups)
     return MBConvOut(out[0], None if weights.expand is None else out[6], out[7], out[8])
 
 

@@ -54,12 +54,14 @@ class Settings(NamedTuple):
     se_act: str
     gate_act: str
     residual: bool
+    #: Keep ``x`` instead of the expansion's output for the backward, which expands again.
+    recompute_expand: bool = False
 
 
 class Saved(NamedTuple):
     """What a training forward keeps for its backward besides ``x`` and the weights."""
 
-    e: Tensor | None  # raw expand output
+    e: Tensor | None  # raw expand output; the backward computes it where it is missing
     d: Tensor  # raw depthwise output
     p: Tensor  # raw project output
     pooled: Tensor | None
@@ -159,6 +161,14 @@ def _statistics(run: Callable[..., Any], bn: BatchNorm, partials: Tensor | None)
     return run("batch_norm_fold")(bn.weight, bn.bias, bn.mean, bn.var, bn.eps)
 
 
+def _expand(run: Callable[..., Any], x: Tensor, weights: Weights) -> tuple[Tensor, Tensor | None]:
+    """The raw expand output and its partial statistics; one call for forward and backward, so that bits agree."""
+    assert weights.expand_bn is not None
+    training = weights.expand_bn.training
+    e, _, partials = run("pointwise", stats=training)(x, weights.expand, stats=training)
+    return e, partials
+
+
 def training_forward(
     x: Tensor, weights: Weights, settings: Settings, row_scale: Tensor | None
 ) -> tuple[Tensor, Saved]:
@@ -167,8 +177,7 @@ def training_forward(
     e = expand_stats = None
     if weights.expand is not None:
         assert weights.expand_bn is not None
-        training = weights.expand_bn.training
-        e, _, partials = run("pointwise", stats=training)(x, weights.expand, stats=training)
+        e, partials = _expand(run, x, weights)
         expand_stats = _statistics(run, weights.expand_bn, partials)
     training = weights.depthwise_bn.training
     d, _, partials = run("depthwise", stats=training)(
@@ -196,6 +205,8 @@ def training_forward(
     )
     project_stats = _statistics(run, weights.project_bn, partials)
     y = run("affine_residual")(p, project_stats.affine, "none", row_scale, x if settings.residual else None)
+    if settings.recompute_expand:
+        e = None
     return y, Saved(e, d, p, pooled, gate, expand_stats, depthwise_stats, project_stats)
 
 
@@ -211,6 +222,8 @@ def training_backward(
     """Every gradient of the block from ``dy`` and what :func:`training_forward` kept."""
     run = _runner(x, weights, settings)
     e, d, p, pooled, gate, stats1, stats2, stats3 = saved
+    if e is None and weights.expand is not None:
+        e, _ = _expand(run, x, weights)
     n, _, height, width = d.shape
 
     def finalize(sums: Tensor, count: int, stats: BatchNormStats, bn: BatchNorm) -> BatchNormParamGrad:

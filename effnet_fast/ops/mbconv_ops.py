@@ -51,8 +51,10 @@ def _unflatten(
     return Weights(*parts, *flat[15:19])  # type: ignore[arg-type]
 
 
-def _settings(stride: int, padding: Sequence[int], acts: str, residual: bool) -> Settings:
-    return Settings(stride, tuple(padding), *acts.split(","), residual)  # type: ignore[arg-type]
+def _settings(
+    stride: int, padding: Sequence[int], acts: str, residual: bool, recompute_expand: bool = False
+) -> Settings:
+    return Settings(stride, tuple(padding), *acts.split(","), residual, recompute_expand)  # type: ignore[arg-type]
 
 
 @kernel_op("mbconv_inference")
@@ -135,6 +137,7 @@ def mbconv_training(
     padding: Sequence[int],
     acts: str,
     residual: bool,
+    recompute_expand: bool = False,
     groups: str = ",,",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     flat = (
@@ -144,7 +147,7 @@ def mbconv_training(
         *(w1, b1, w2, b2),
     )
     weights = _unflatten(flat, eps, training, groups)
-    settings = _settings(stride, padding, acts, residual)
+    settings = _settings(stride, padding, acts, residual, recompute_expand)
     y, saved = training_forward(checks.channels_last(x), weights, settings, row_scale)
 
     def present(t: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -166,13 +169,15 @@ def _(x, *args):  # type: ignore[no-untyped-def]
     channels, out_channels = depthwise.shape[0], project.shape[0]
     size = checks.output_size("ops.mbconv", x, depthwise.shape[-1], stride, tuple(padding))
     wide = accumulation_dtype(x.dtype)
+    # Defaults are not always passed.
+    keeps_e = expand is not None and not any(args[26:27])
     pooled_shape = 0 if w1 is None else (x.shape[0], channels)
     # Synchronised statistics bring the joint count along, as a sixth row.
-    groups = args[26] if len(args) > 26 else ",,"
+    groups = args[27] if len(args) > 27 else ",,"
     rows = [6 if name and on else 5 for name, on in zip(groups.split(","), args[21], strict=True)]
     return (
         _image(x, out_channels, *size),
-        x.new_empty(0) if expand is None else _image(x, channels, *x.shape[2:]),
+        _image(x, channels, *x.shape[2:]) if keeps_e else x.new_empty(0),
         _image(x, channels, *size),
         _image(x, out_channels, *size),
         x.new_empty(pooled_shape, dtype=wide),
@@ -209,19 +214,20 @@ def mbconv_backward(
     padding: Sequence[int],
     acts: str,
     residual: bool,
+    recompute_expand: bool = False,
     groups: str = ",,",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     nothing = (None,) * 4
     flat = (expand, *nothing, depthwise, *nothing, project, *nothing, w1, b1, w2, b2)
     weights = _unflatten(flat, (0.0,) * 3, training, groups)
     saved = Saved(
-        None if expand is None else e,
+        None if expand is None or recompute_expand else e,
         *(d, p),
         *((None, None) if w1 is None else (pooled, gate)),
         None if expand is None else BatchNormStats(expand_stats),
         *(BatchNormStats(depthwise_stats), BatchNormStats(project_stats)),
     )
-    settings = _settings(stride, padding, acts, residual)
+    settings = _settings(stride, padding, acts, residual, recompute_expand)
     grads = training_backward(
         checks.channels_last(dy), checks.channels_last(x), saved, weights, settings, row_scale, Needs(*needs)
     )

@@ -9,14 +9,16 @@ import torch
 from torch import nn
 
 from ..errors import EffnetFastError, ShardedWeightError, UnsupportedBlockError
-from ..nn import fused
+from ..nn.fused import compute_dtype
 from .registry import (
-    find_adapter,
+    RECOMPUTES,
+    candidates,
     fused_class,
     is_patched,
     original_class,
     read_parts,
     register_block,
+    runner,
     unpatched_class,
 )
 
@@ -26,9 +28,13 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def patch(
-    model: Model, *, filter_fn: Callable[[nn.Module, str], bool] | None = None, strict: bool = False
+    model: Model,
+    *,
+    filter_fn: Callable[[nn.Module, str], bool] | None = None,
+    strict: bool = False,
+    recompute_expand: bool | None = None,
 ) -> Model:
-    """Let every MBConv block of ``model`` run on fused kernels, in place.
+    """Let every MBConv block of ``model`` run on fused kernels, in place; and stem and head beside the blocks.
 
     Parameters, buffers, state_dict keys, hooks and ``isinstance`` stay as they are. A patched block decides at
     every call: where something inside it is not what the kernels compute (a hook, a parametrization, another
@@ -39,6 +45,9 @@ def patch(
             package, or a class given to :func:`register_block`.
         filter_fn: ``filter_fn(block, name) -> bool``; only blocks it accepts are patched.
         strict: raise if a block found cannot run fused, or if none is found.
+        recompute_expand: train in less memory: the backward convolves again where a convolution widens its input
+            (the expansions, the stem, the head), so that their outputs need not be kept. Same values, one more
+            1x1 convolution a block. ``None`` leaves patched blocks as they are and others without.
 
     Returns:
         ``model`` itself.
@@ -49,16 +58,22 @@ def patch(
     """
     if not isinstance(model, nn.Module):
         raise EffnetFastError(f"patch: model must be a torch.nn.Module, got {type(model).__name__}")
+    if recompute_expand not in (None, False, True):
+        raise EffnetFastError(
+            f"patch: recompute_expand must be True, False or None, got {recompute_expand!r}"
+        )
     found = [
-        (name, block)
-        for name, block in model.named_modules()
-        if find_adapter(original_class(block)) is not None and (filter_fn is None or filter_fn(block, name))
+        (name, block) for name, block in candidates(model) if filter_fn is None or filter_fn(block, name)
     ]
     if strict:
         _refuse_unsupported(model, found)
     for _, block in found:
         if not is_patched(block):
             block.__class__ = fused_class(type(block))
+        if recompute_expand:
+            setattr(block, RECOMPUTES, True)
+        elif recompute_expand is not None:
+            block.__dict__.pop(RECOMPUTES, None)
     return model
 
 
@@ -78,6 +93,7 @@ def unpatch(model: Model) -> Model:
     for block in model.modules():
         if is_patched(block):
             block.__class__ = unpatched_class(block)
+            block.__dict__.pop(RECOMPUTES, None)
     return model
 
 
@@ -119,7 +135,7 @@ class Report(NamedTuple):
 
 
 def report(model: nn.Module) -> Report:
-    """For every MBConv block: fused or eager now, on which backend, and why not.
+    """For every MBConv block, and stem and head beside them: fused or eager now, on which backend, and why not.
 
     "Now" is the device and dtype the block is in, and its mode: in training mode the training kernels are asked
     for, in eval mode the inference kernels, which run under ``torch.no_grad`` or ``torch.inference_mode``.
@@ -129,13 +145,7 @@ def report(model: nn.Module) -> Report:
     """
     if not isinstance(model, nn.Module):
         raise EffnetFastError(f"report: model must be a torch.nn.Module, got {type(model).__name__}")
-    return Report(
-        [
-            _row(name, block, must_be_patched=True)
-            for name, block in model.named_modules()
-            if find_adapter(original_class(block)) is not None
-        ]
-    )
+    return Report([_row(name, block, must_be_patched=True) for name, block in candidates(model)])
 
 
 def _row(name: str, block: nn.Module, must_be_patched: bool = False) -> ReportRow:
@@ -144,10 +154,10 @@ def _row(name: str, block: nn.Module, must_be_patched: bool = False) -> ReportRo
         return ReportRow(name, kind, "eager", "", "not patched")
     try:
         parts = read_parts(block)
-        weight = parts.project.conv.weight
+        weight, run = parts.weight, runner(parts)
         with torch.set_grad_enabled(block.training):
-            training = fused.needs_backward(parts, weight)
-        names = fused.plan(parts, weight.device, fused.compute_dtype(weight), training)
+            training = run.needs_backward(parts, weight)
+        names = run.plan(parts, weight.device, compute_dtype(weight), training)
         return ReportRow(name, kind, "fused", names, "")
     except ShardedWeightError as error:
         return ReportRow(name, kind, "sharded", "", str(error))

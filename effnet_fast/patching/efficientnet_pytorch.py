@@ -6,7 +6,18 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UnsupportedBlockError
-from ..nn.parts import ConvBN, MBConvParts, Padding, SqueezeExcite, activation_name, conv_padding
+from ..nn.parts import (
+    ConvBN,
+    MBConvParts,
+    NetworkParts,
+    Padding,
+    SqueezeExcite,
+    about,
+    activation_name,
+    check_mean,
+    children,
+    conv_padding,
+)
 
 _STATIC = "Conv2dStaticSamePadding"
 _DYNAMIC = "Conv2dDynamicSamePadding"
@@ -36,6 +47,30 @@ def parts(block: nn.Module, drop_connect_rate: float | None = None) -> MBConvPar
         residual=residual,
         padding=_padding(depthwise.conv),
         row_scale=_drop_connect(drop_connect_rate) if drop_connect_rate and block.training else None,
+    )
+
+
+def network(model: nn.Module) -> NetworkParts:
+    """``EfficientNet`` of either package; without its top it ends with pooled features [N, C, 1, 1]."""
+    settings = model._global_params
+    if getattr(settings, "local_pooling", False):
+        raise UnsupportedBlockError("local pooling has no fused kernel")
+    with about("_conv_stem"):
+        act = _activation(model._swish)
+        stem = ConvBN(_conv(model._conv_stem), model._bn0, act)
+    with about("_conv_head"):
+        _check_unpadded(model._conv_head)
+        head = ConvBN(_conv(model._conv_head), model._bn1, act)
+    with about("_avg_pooling"):
+        check_mean(model._avg_pooling)
+    top = getattr(settings, "include_top", True)
+    return NetworkParts(
+        stem,
+        _padding(stem.conv),
+        list(model._blocks),
+        head,
+        keep_dims=not top,
+        classifier=(model._dropout, *children(model._fc)) if top else (),
     )
 
 

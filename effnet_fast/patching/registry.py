@@ -15,11 +15,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..errors import EffnetFastError, UnsupportedBlockError
-from ..nn import fused
-from ..nn.parts import MBConvParts, check_inside, check_parts
+from ..nn import fused, fused_layer
+from ..nn.parts import ConvLayerParts, MBConvParts, check_inside, check_layer, check_parts
 
 #: block and what its forward received besides ``x`` -> its parts; raises UnsupportedBlockError.
-Adapter = Callable[..., MBConvParts]
+Adapter = Callable[..., "MBConvParts | ConvLayerParts"]
 
 #: Blocks of other libraries, named so that nothing has to be imported: (module, class) -> our module with ``parts``.
 _KNOWN = {
@@ -30,6 +30,15 @@ _KNOWN = {
     ("timm.models._efficientnet_blocks", "DepthwiseSeparableConv"): "effnet_fast.patching.timm",
     ("efficientnet_lite_pytorch.model", "MBConvBlock"): "effnet_fast.patching.efficientnet_pytorch",
 }
+
+#: Convolution, normalization and activation in one module, patched where they stand outside the blocks.
+_LAYERS = {
+    ("effnet_fast.nn.mbconv", "ConvNormAct"): "effnet_fast.patching.layers",
+    ("torchvision.ops.misc", "Conv2dNormActivation"): "effnet_fast.patching.layers",
+}
+
+#: Attribute of a patched block; in its ``__dict__``, so that copies and pickles keep it.
+RECOMPUTES = "_effnet_fast_recompute_expand"
 
 _adapters: dict[type[nn.Module], Adapter] = {}
 _subclasses: dict[type[nn.Module], type[nn.Module]] = {}
@@ -83,14 +92,31 @@ def find_adapter(block_class: type[nn.Module]) -> Adapter | None:
     if adapter is None:
         if _shards(block_class):
             return find_adapter(block_class.__bases__[1])
-        module = _KNOWN.get((block_class.__module__, block_class.__qualname__))
+        module = (_KNOWN | _LAYERS).get((block_class.__module__, block_class.__qualname__))
         if module is not None:
             adapter = _adapters[block_class] = importlib.import_module(module).parts
     return adapter
 
 
-def read_parts(block: nn.Module, *args: Any, **kwargs: Any) -> MBConvParts:
-    """The block's parts, if it may run fused now.
+def candidates(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """(name, module) of the blocks of a model and, if it has any, of the convolution layers outside them."""
+    found: list[tuple[str, nn.Module]] = []
+    inside: set[nn.Module] = set()
+    for name, module in model.named_modules():
+        block_class = original_class(module)
+        if _shards(block_class):
+            block_class = block_class.__bases__[1]
+        layer = (block_class.__module__, block_class.__qualname__) in _LAYERS
+        if find_adapter(block_class) is None or (layer and module in inside):
+            continue
+        found.append((name, module))
+        if not layer:
+            inside.update(module.modules())
+    return found if inside else []
+
+
+def read_parts(block: nn.Module, *args: Any, **kwargs: Any) -> MBConvParts | ConvLayerParts:
+    """The block's or layer's parts, if it may run fused now.
 
     Raises:
         UnsupportedBlockError: the reason it may not.
@@ -99,9 +125,26 @@ def read_parts(block: nn.Module, *args: Any, **kwargs: Any) -> MBConvParts:
     if adapter is None:
         raise UnsupportedBlockError(f"no adapter knows {type(block).__name__}")
     parts = adapter(block, *args, **kwargs)
-    check_parts(parts)
+    if isinstance(parts, ConvLayerParts):
+        check_layer(parts)
+    else:
+        check_parts(parts)
     check_inside(block)
-    return parts
+    return parts._replace(recompute_expand=True) if recomputes(block) else parts
+
+
+def recomputes(block: nn.Module) -> bool:
+    """Whether :func:`effnet_fast.patch` was told to let this block recompute its expansion."""
+    return getattr(block, RECOMPUTES, False)
+
+
+def runner(parts: MBConvParts | ConvLayerParts) -> Any:
+    """The module whose ``run``, ``plan`` and ``needs_backward`` are for these parts."""
+    return fused_layer if isinstance(parts, ConvLayerParts) else fused
+
+
+def _run(parts: MBConvParts | ConvLayerParts, x: Tensor) -> Tensor:
+    return runner(parts).run(parts, x)  # type: ignore[no-any-return]
 
 
 class FusedBlock(nn.Module):
@@ -112,7 +155,7 @@ class FusedBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not fused.tracing(x):
             try:
-                return fused.run(read_parts(self), x)
+                return _run(read_parts(self), x)
             except UnsupportedBlockError:
                 pass
         return super().forward(x)
@@ -138,7 +181,7 @@ class FusedBlockWithArguments(FusedBlock):
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if not fused.tracing(x):
             try:
-                return fused.run(read_parts(self, *args, **kwargs), x)
+                return _run(read_parts(self, *args, **kwargs), x)
             except UnsupportedBlockError:
                 pass
         return super(FusedBlock, self).forward(x, *args, **kwargs)

@@ -5,7 +5,17 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from ..errors import UnsupportedBlockError
-from ..nn.parts import ConvBN, MBConvParts, Padding, SqueezeExcite, activation_name, conv_padding
+from ..nn.parts import (
+    ConvBN,
+    MBConvParts,
+    NetworkParts,
+    Padding,
+    SqueezeExcite,
+    about,
+    activation_name,
+    children,
+    conv_padding,
+)
 
 
 def parts(block: nn.Module) -> MBConvParts:
@@ -26,6 +36,41 @@ def parts(block: nn.Module) -> MBConvParts:
         padding=_padding(block.conv_dw),
         row_scale=_drop_path(block.drop_path) if block.has_skip else None,
     )
+
+
+def network(model: nn.Module) -> NetworkParts:
+    """``EfficientNet``, with or without head, pooling and classifier."""
+    with about("conv_stem"):
+        stem = _conv_bn(model.conv_stem, model.bn1)
+    head = None
+    if not isinstance(model.conv_head, nn.Identity):
+        with about("conv_head"):
+            head = _conv_bn(model.conv_head, model.bn2)
+    with about("global_pool"):
+        pool, keep_dims = _pooling(model.global_pool)
+    return NetworkParts(
+        stem,
+        _padding(stem.conv),
+        [block for stage in children(model.blocks) for block in children(stage)],
+        head,
+        pool,
+        keep_dims,
+        children(model.classifier),
+    )
+
+
+def _pooling(layer: nn.Module) -> tuple[bool, bool]:
+    """Whether it takes the mean, and whether it keeps the image's dimensions."""
+    if isinstance(layer, nn.Identity):
+        return False, True
+    kind = getattr(layer, "pool_type", None)
+    if type(layer).__name__ != "SelectAdaptivePool2d" or kind not in ("", "avg", "fast", "fastavg"):
+        raise UnsupportedBlockError(f"{layer} is not the mean over the image")
+    if kind == "":
+        return False, isinstance(layer.flatten, nn.Identity)
+    if kind == "avg":
+        return True, isinstance(layer.flatten, nn.Identity)
+    return True, not layer.pool.flatten
 
 
 def _conv_bn(conv: nn.Module, bn: nn.Module) -> ConvBN:

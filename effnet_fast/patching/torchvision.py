@@ -6,7 +6,17 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UnsupportedBlockError
-from ..nn.parts import ConvBN, MBConvParts, SqueezeExcite, activation_name, conv_padding
+from ..nn.parts import (
+    ConvBN,
+    MBConvParts,
+    NetworkParts,
+    SqueezeExcite,
+    about,
+    activation_name,
+    check_mean,
+    children,
+    conv_padding,
+)
 
 
 def parts(block: nn.Module) -> MBConvParts:
@@ -14,17 +24,17 @@ def parts(block: nn.Module) -> MBConvParts:
     layers = list(block.block)
     if not 2 <= len(layers) <= 4:
         raise UnsupportedBlockError(f"it has {len(layers)} layers where 2 to 4 are known")
-    project = _conv_bn(layers.pop())
+    project = conv_bn(layers.pop())
     squeeze_excite = _squeeze_excite(layers.pop()) if _is_squeeze_excite(layers[-1]) else None
     if not 1 <= len(layers) <= 2:
         raise UnsupportedBlockError(
             f"its {len(block.block)} layers are not expand, depthwise, squeeze-and-excite, project"
         )
-    depthwise = _conv_bn(layers.pop())
+    depthwise = conv_bn(layers.pop())
     return MBConvParts(
         depthwise,
         project,
-        expand=_conv_bn(layers.pop()) if layers else None,
+        expand=conv_bn(layers.pop()) if layers else None,
         squeeze_excite=squeeze_excite,
         residual=block.use_res_connect,
         padding=conv_padding(depthwise.conv),
@@ -32,7 +42,29 @@ def parts(block: nn.Module) -> MBConvParts:
     )
 
 
-def _conv_bn(layer: nn.Module) -> ConvBN:
+def network(model: nn.Module) -> NetworkParts:
+    """``features`` = stem, stages of blocks, head; the head may have been cut off."""
+    first, *layers = enumerate(children(model.features))
+    with about("features.0"):
+        stem = conv_bn(first[1])
+    head = None
+    if layers and isinstance(next(iter(layers[-1][1].children()), None), nn.Conv2d):
+        index, last = layers.pop()
+        with about(f"features.{index}"):
+            head = conv_bn(last)
+    with about("avgpool"):
+        check_mean(model.avgpool)
+    return NetworkParts(
+        stem,
+        conv_padding(stem.conv),
+        [block for _, stage in layers for block in children(stage)],
+        head,
+        classifier=children(model.classifier),
+    )
+
+
+def conv_bn(layer: nn.Module) -> ConvBN:
+    """A ``Conv2dNormActivation``: convolution, normalization and, perhaps, activation in a row."""
     children = list(layer) if isinstance(layer, nn.Sequential) else []
     if not 2 <= len(children) <= 3:
         raise UnsupportedBlockError(f"{type(layer).__name__} is not convolution, normalization, activation")

@@ -7,7 +7,14 @@ BatchNorm vectors stay in the accumulation dtype (fp32, or fp64 for fp64 tensors
 """
 
 from .activations import ACTIVATIONS, activation, activation_grad
-from .batch_norm import batch_norm_backward_finalize, batch_norm_finalize, batch_norm_fold, batch_norm_reduce
+from .batch_norm import (
+    batch_norm_act_grad,
+    batch_norm_backward_finalize,
+    batch_norm_finalize,
+    batch_norm_fold,
+    batch_norm_reduce,
+    channel_stats,
+)
 from .depthwise import depthwise, depthwise_backward
 from .elementwise import affine_pool, affine_residual
 from .pointwise import pointwise, pointwise_backward
@@ -19,10 +26,12 @@ __all__ = [
     "activation_grad",
     "affine_pool",
     "affine_residual",
+    "batch_norm_act_grad",
     "batch_norm_backward_finalize",
     "batch_norm_finalize",
     "batch_norm_fold",
     "batch_norm_reduce",
+    "channel_stats",
     "depthwise",
     "depthwise_backward",
     "gate_batch_norm_sums",

@@ -10,7 +10,15 @@ from torch import Tensor
 
 from ..types import Affine, BatchNormGrad, BatchNormParamGrad, BatchNormStats, Norm
 from .activations import activation_grad
-from .common import apply_affine, normalize, per_sample, upcast
+from .common import (
+    apply_affine,
+    batch_norm_input_grad,
+    normalize,
+    partial_stats,
+    per_sample,
+    store,
+    upcast,
+)
 
 
 def batch_norm_finalize(
@@ -26,6 +34,11 @@ def batch_norm_finalize(
     mean = (count * means).sum(0) / total
     var = (m2.sum(0) + (count * (means - mean).square()).sum(0)) / total
     return batch_norm_fold(weight, bias, mean, var, eps)
+
+
+def channel_stats(z: Tensor) -> Tensor:
+    """Partial statistics [P, 3, C] = (count, mean, M2) of ``z`` as stored, for convolutions that are not ours."""
+    return partial_stats(z)
 
 
 def batch_norm_fold(
@@ -60,6 +73,19 @@ def batch_norm_reduce(
     if act != "none":
         g = g * activation_grad(apply_affine(z, affine), act)
     return torch.stack([g.sum(dim=(0, 2, 3)), (g * normalize(z, norm)).sum(dim=(0, 2, 3))])[None]
+
+
+def batch_norm_act_grad(
+    dy: Tensor, z: Tensor, grad: BatchNormGrad, *, affine: Affine | None = None, act: str = "none"
+) -> Tensor:
+    """The gradient of a BatchNorm's input from that of the activation after it, in z's dtype.
+
+    ``dz = grad.a * g + grad.b * (z - grad.mean) + grad.c`` with ``g = dy * act'(affine(z))``.
+    """
+    g = upcast(dy)
+    if act != "none":
+        g = g * activation_grad(apply_affine(z, affine), act)
+    return store(batch_norm_input_grad(g, z, grad), z)
 
 
 def batch_norm_backward_finalize(

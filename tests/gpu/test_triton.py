@@ -22,6 +22,12 @@ def image(*shape: int, dtype: torch.dtype = torch.float16) -> torch.Tensor:
     return torch.randn(shape, device="cuda", dtype=dtype).contiguous(memory_format=torch.channels_last)
 
 
+@pytest.fixture(autouse=True)
+def exact_float32(monkeypatch):
+    """PyTorch's convolutions, and with them ours, round float32 to TF32 unless told otherwise."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
 @pytest.fixture
 def on_triton(monkeypatch):
     monkeypatch.setattr(blocks, "_runner", lambda *_: lambda op, **facts: getattr(launchers, op))
@@ -147,19 +153,26 @@ def test_tensors_on_another_gpu():
     torch.testing.assert_close(y, reference.pointwise(x, weight).y, rtol=1e-2, atol=1e-2)
 
 
-def test_tf32_follows_torch():
-    """Exact float32 unless the user allowed TF32 for matrix products."""
-    x = image(4, 256, 14, 14, dtype=torch.float32)
-    weight = torch.randn((128, 256), device="cuda")
-    truth = reference.pointwise(x.double(), weight.double()).y
-    before = torch.backends.cuda.matmul.allow_tf32
+@pytest.mark.parametrize("op", ["forward", "merged backward", "backward"])
+def test_tf32_follows_torch(op, monkeypatch):
+    """float32 is as exact as PyTorch's setting for convolutions says, which these are."""
+    cout = 32 if op == "merged backward" else 128
+    x, weight = image(4, 256, 14, 14, dtype=torch.float32), torch.randn((cout, 256), device="cuda")
+    dy = image(4, cout, 14, 14, dtype=torch.float32)
+
+    def run(functions, *tensors):
+        x, weight, dy = tensors
+        if op == "forward":
+            return [functions.pointwise(x, weight).y]
+        return functions.pointwise_backward(dy, x, weight)[:2]
+
+    truth = run(reference, x.double(), weight.double(), dy.double())
     errors = {}
-    try:
-        for allowed in (False, True):
-            torch.backends.cuda.matmul.allow_tf32 = allowed
-            errors[allowed] = (launchers.pointwise(x, weight).y - truth).abs().max().item()
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
-    assert errors[False] < 1e-3
-    if torch.cuda.get_device_capability() >= (8, 0):
-        assert errors[True] > errors[False]
+    for allowed_here in (False, True):
+        monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", allowed_here)
+        got = run(launchers, x, weight, dy)
+        errors[allowed_here] = [error(a, t) / t.abs().max().item() for a, t in zip(got, truth, strict=True)]
+    for exact, fast in zip(errors[False], errors[True], strict=True):
+        assert exact < 1e-5
+        if torch.cuda.get_device_capability() >= (8, 0):
+            assert exact < fast < 1e-2

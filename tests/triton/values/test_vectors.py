@@ -43,6 +43,27 @@ def test_elementwise(kit, dtype, shape):
     kit.check("batch_norm_reduce", kit.image(*shape), z, kit.norm(c), affine=kit.affine(c), act="silu")
 
 
+def test_around_a_convolution_of_pytorch(kit, dtype, shape):
+    c = shape[1]
+    dy, z = kit.image(*shape), kit.image(*shape)
+    kit.check("batch_norm_act_grad", dy, z, kit.grad(c), affine=kit.affine(c), act="silu")
+    kit.check("batch_norm_act_grad", dy, z, kit.grad(c))
+    kit.check("channel_stats", z)
+
+
+def test_statistics_far_from_zero(kit):
+    """Mean 1000, deviation 0.1: E[z^2] - E[z]^2 would have no digit left."""
+    z = kit.image(3, 9, 40, 30, scale=0.1) + 1000
+    from effnet_fast.kernels import launchers
+
+    partials = launchers.channel_stats(z.contiguous(memory_format=torch.channels_last))
+    stats = reference.batch_norm_finalize(partials, None, None, 0.0)
+    # The means of the parts are rounded to 6e-5, which is in their merged variance.
+    exact = z.double().var(dim=(0, 2, 3), correction=0)
+    torch.testing.assert_close(stats.var.double(), exact, rtol=1e-3, atol=0.0)
+    torch.testing.assert_close(stats.mean.double(), z.double().mean(dim=(0, 2, 3)), rtol=2e-7, atol=0.0)
+
+
 def partial_stats(kit, partials, c):
     count = torch.randint(1, 99, (partials, 1), device=kit.device).float().expand(partials, c)
     return torch.stack([count, kit.vector(partials, c), kit.positive(partials, c)], 1)

@@ -1,0 +1,40 @@
+// What the files of the inference kernels share, within one instruction set.
+#pragma once
+
+#include <type_traits>
+
+#include "network.h"
+#include "vec.h"
+
+namespace effnet::cpu::EFFNET_ISA {
+
+template <class T>
+constexpr bool kIsHalf = std::is_same_v<T, BFloat16>;
+
+// Rows of a tile of the matrix product: with 3 vectors of columns, as many accumulators as the registers hold.
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int kTileRows = 8;
+#elif defined(__AVX2__)
+constexpr int kTileRows = 4;
+#else
+constexpr int kTileRows = 3;
+#endif
+// Pixels multiplied before the epilogue runs over them: with 48 channels, 6 KB that stay in the nearest cache.
+constexpr int kBlockPixels = 32;
+static_assert(kBlockPixels >= kTileRows);
+
+// out[pixels][kPanel] = pixels [first, first + pixels) of A times a panel of `weights`, fp32.
+void multiply(const float* a, const Gemm& gemm, int64_t first, int pixels, const void* weights, int64_t panel,
+              float* out);
+void multiply(const BFloat16* a, const Gemm& gemm, int64_t first, int pixels, const void* weights, int64_t panel,
+              float* out);
+
+template <class T>
+inline const T* panel_of(const Gemm& gemm, const void* weights, int64_t panel) {
+  return static_cast<const T*>(weights) + gemm.panels.first(panel) * kGroup * gemm.depth;
+}
+
+// Expansion and depthwise convolution of one band and one chunk of channels.
+void expand_depthwise_item(const Step& step, int64_t item, float* scratch);
+
+}  // namespace effnet::cpu::EFFNET_ISA

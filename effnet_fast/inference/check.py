@@ -1,0 +1,122 @@
+"""Does an optimized model compute what its model computes? Asked once, before anybody relies on it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .. import testing
+from ..errors import EffnetFastError
+from ..patching import unpatch
+
+#: fp32 against fp32. PyTorch's own error was 12 to 19 roundings of the largest logit on B0 to B7 (against fp64);
+#: a wrong layer, weight or epsilon shows in the third digit.
+FP32_ROUNDINGS = 512.0
+
+#: With few outputs the largest error of PyTorch says little: six deviations are what twice the largest of 1000 is.
+DEVIATIONS = 6.0
+
+#: Small random images beside the example, so that a network with one output gives numbers enough to compare.
+SMALL = (8, 64)
+
+
+class Expectation(NamedTuple):
+    """What was computed by the model, and by PyTorch in the precision to be used."""
+
+    images: list[Tensor]
+    truth: list[Tensor]  # one per tensor of images and outputs, fp32
+    limit: float
+
+
+def expect(model: nn.Module, example: Tensor, dtype: torch.dtype, small: bool) -> Expectation:
+    """Run the model, in evaluation mode, on the example's first and last image.
+
+    In bf16 the truth is the model in fp32, whose error is 2^-16 of bf16's, and the rule is that of
+    :mod:`effnet_fast.testing`: at most twice the error of PyTorch's bf16. fp32 has no affordable truth (PyTorch's
+    fp64 convolutions need minutes), so a fixed number of roundings is allowed there.
+
+    Args:
+        model: it is not changed; a copy of it runs where dtypes have to be.
+        example: [N, C, H, W].
+        dtype: the precision to be used, float32 or bfloat16.
+        small: add small random images.
+    """
+    ends = example[:1] if len(example) == 1 else torch.stack([example[0], example[-1]])
+    images = list(ends.split(1))
+    if small:
+        generator = torch.Generator().manual_seed(len(images))
+        count, side = SMALL
+        height, width = (min(size, side) for size in example.shape[2:])
+        noise = torch.randn(count, example.shape[1], height, width, generator=generator)
+        images.append((noise * ends.float().std(correction=0) + ends.float().mean()).to(example.dtype))
+    with torch.no_grad(), torch.autocast("cpu", enabled=False):
+        plain = model
+        if dtype != torch.float32 or any(p.dtype != torch.float32 for p in model.parameters()):
+            plain = unpatch(copy.deepcopy(model)).float()
+        truth = _run(plain, images, torch.float32)
+        largest = max(t.abs().max().item() for t in truth)
+        limit = FP32_ROUNDINGS * testing.UNIT_ROUNDOFF[torch.float32] * largest
+        if dtype != torch.float32:
+            limit += _allowed(_run(cast(plain, dtype), images, dtype), truth, dtype)
+    if not torch.tensor([largest, limit]).isfinite().all():
+        raise EffnetFastError(
+            f"optimize: the model's own outputs are not finite in {dtype}, so that nothing can be compared"
+        )
+    return Expectation(images, truth, limit)
+
+
+def verify(expected: Expectation, run: Callable[[Tensor], Any]) -> None:
+    """Compare.
+
+    Raises:
+        EffnetFastError: other shapes, values that are not finite, or a larger deviation than allowed.
+    """
+    got = _run(run, expected.images, None)
+    shapes, wanted = ([tuple(t.shape) for t in ts] for ts in (got, expected.truth))
+    if shapes != wanted:
+        raise EffnetFastError(f"optimize: outputs of shapes {shapes}, expected the model's, {wanted}")
+    worst = max(testing.error(g, t) for g, t in zip(got, expected.truth, strict=True))
+    if not worst <= expected.limit:
+        raise EffnetFastError(
+            f"optimize: an output differs from the model's by {worst:.2e}, expected at most {expected.limit:.2e}; "
+            "the optimized model is not used"
+        )
+
+
+def _run(model: Callable[[Tensor], Any], images: list[Tensor], dtype: torch.dtype | None) -> list[Tensor]:
+    return [t.float() for x in images for t in tensors(model(x if dtype is None else x.to(dtype)))]
+
+
+def _allowed(baseline: list[Tensor], truth: list[Tensor], dtype: torch.dtype) -> float:
+    flat = [torch.cat([t.flatten() for t in ts]) for ts in (baseline, truth)]
+    deviation = (flat[0] - flat[1]).double().square().mean().sqrt().item()
+    more = DEVIATIONS * deviation - 2.0 * testing.error(*flat)
+    return testing.allowed(flat[0], flat[1], dtype) + max(0.0, more)
+
+
+def tensors(output: Any) -> Iterator[Tensor]:
+    """The tensors of a model's output: one, or a (nested) list, tuple or dict.
+
+    Raises:
+        EffnetFastError: an output of another kind.
+    """
+    if isinstance(output, Tensor):
+        yield output
+    elif isinstance(output, (list, tuple, dict)):
+        for item in output.values() if isinstance(output, dict) else output:
+            yield from tensors(item)
+    else:
+        raise EffnetFastError(f"optimize: the model returns a {type(output).__name__}, expected tensors")
+
+
+def cast(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Everything but BatchNorm in ``dtype``, in place, as mixed-precision practice has it."""
+    model.to(dtype)
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.to(torch.promote_types(dtype, torch.float32))
+    return model

@@ -1,0 +1,189 @@
+"""From a model to its folded :class:`Network`: modules are named by the adapters of :mod:`effnet_fast.patching`."""
+
+from __future__ import annotations
+
+import importlib
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import UnsupportedBlockError
+from ..nn.parts import (
+    ConvBN,
+    MBConvParts,
+    NetworkParts,
+    about,
+    check_conv_bn,
+    check_plain,
+    conv_padding,
+    has_hooks,
+)
+from ..nn.parts import SqueezeExcite as SqueezeExciteParts
+from ..patching.registry import read_parts
+from .network import Block, Conv, Network, SqueezeExcite
+
+#: Networks, named so that nothing has to be imported: (module, class) -> our module with ``network``.
+_KNOWN = {
+    ("effnet_fast.models.efficientnet", "EfficientNet"): "effnet_fast.patching.torchvision",
+    ("torchvision.models.efficientnet", "EfficientNet"): "effnet_fast.patching.torchvision",
+    ("timm.models.efficientnet", "EfficientNet"): "effnet_fast.patching.timm",
+    ("efficientnet_pytorch.model", "EfficientNet"): "effnet_fast.patching.efficientnet_pytorch",
+    ("efficientnet_lite_pytorch.model", "EfficientNet"): "effnet_fast.patching.efficientnet_pytorch",
+}
+KNOWN_LIBRARIES = "effnet_fast, torchvision, timm, efficientnet_pytorch, efficientnet_lite_pytorch"
+
+DTYPES = (torch.float32, torch.bfloat16)
+_DROPOUTS = (nn.Identity, nn.Dropout, nn.Dropout2d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+
+
+def is_known(model: nn.Module) -> bool:
+    """Whether an adapter knows this network, by its exact class: a subclass may compute something else."""
+    return (type(model).__module__, type(model).__qualname__) in _KNOWN
+
+
+def check_model(model: nn.Module) -> None:
+    """Refuse what would be lost: training mode, hooks, parametrizations, weights that are not fp32 or bf16 on the CPU.
+
+    Raises:
+        UnsupportedBlockError: the module's name and the reason.
+    """
+    if torch.nn.modules.module._has_any_global_hook():
+        raise UnsupportedBlockError("a global module hook is registered")
+    for name, module in model.named_modules():
+        with about(f"{name or 'the model'} ({type(module).__name__})"):
+            _check_module(module)
+
+
+def _check_module(module: nn.Module) -> None:
+    # A slice of a Sequential is a new one, in training mode, which means nothing to it.
+    if module.training and type(module) not in (nn.Sequential, nn.ModuleList):
+        raise UnsupportedBlockError("it is in training mode; call model.eval() first")
+    if has_hooks(module):
+        raise UnsupportedBlockError("a hook is registered on it")
+    if "parametrizations" in module._modules:
+        raise UnsupportedBlockError("it is parametrized")
+    if "forward" in vars(module):
+        raise UnsupportedBlockError("its forward was replaced")
+    for tensor in (*module._parameters.values(), *module._buffers.values()):
+        if tensor is None:
+            continue
+        check_plain(tensor)
+        if tensor.device.type != "cpu":
+            raise UnsupportedBlockError(
+                f"its weights are on {tensor.device}, optimize works on the CPU; "
+                "elsewhere effnet_fast.patch(model) runs the blocks on fused kernels"
+            )
+        if tensor.is_floating_point() and tensor.dtype not in DTYPES:
+            raise UnsupportedBlockError(f"its weights are {tensor.dtype}, expected float32 or bfloat16")
+
+
+def extract(model: nn.Module) -> tuple[Network, bool]:
+    """The folded network, with tensors of its own, and whether its pooled features keep the shape [N, C, 1, 1].
+
+    Args:
+        model: one that :func:`is_known`, in evaluation mode.
+
+    Raises:
+        UnsupportedBlockError: a part that the network cannot represent; the message names the module.
+    """
+    module = _KNOWN[type(model).__module__, type(model).__qualname__]
+    parts: NetworkParts = importlib.import_module(module).network(model)
+    names = {module: name for name, module in model.named_modules()}
+    with about(names[parts.stem.conv]):
+        stem = _dense(parts.stem, parts.stem_padding)
+    blocks = tuple(_block(block, names[block]) for block in parts.blocks)
+    head = None
+    if parts.head is not None:
+        with about(names[parts.head.conv]):
+            head = _head(parts.head)
+    elif parts.pool:
+        # A network's pooling follows its head; this one multiplies by one, exactly.
+        channels = blocks[-1].project.weight.shape[0] if blocks else stem.weight.shape[0]
+        head = Conv(torch.eye(channels)[:, :, None, None].contiguous(), torch.zeros(channels))
+    classifier = _classifier(parts, names)
+    return Network(stem, blocks, head, classifier, parts.pool), parts.pool and parts.keep_dims
+
+
+def fold(part: ConvBN, padding: object = (0, 0, 0, 0)) -> Conv:
+    """A convolution with its BatchNorm's running statistics folded in, computed in fp64, kept in fp32."""
+    conv, bn, act = part
+    if bn.running_mean is None or bn.running_var is None:
+        raise UnsupportedBlockError("its BatchNorm has no running statistics")
+    mean, scale = bn.running_mean.double(), (bn.running_var.double() + bn.eps).rsqrt()
+    if bn.weight is not None:
+        scale = scale * bn.weight.detach().double()
+    bias = -mean * scale
+    if bn.bias is not None:
+        bias = bias + bn.bias.detach().double()
+    weight = conv.weight.detach().double() * scale[:, None, None, None]
+    return Conv(
+        weight.float().contiguous(),
+        bias.float(),
+        conv.stride[0],
+        padding,  # type: ignore[arg-type]
+        conv.groups,
+        act,
+    )
+
+
+def _dense(part: ConvBN, padding: object) -> Conv:
+    check_conv_bn("first", part)
+    conv = part.conv
+    if conv.groups != 1 or len(set(conv.kernel_size)) != 1 or len(set(conv.stride)) != 1:
+        raise UnsupportedBlockError(
+            f"groups {conv.groups}, kernel {tuple(conv.kernel_size)}, stride {tuple(conv.stride)}: "
+            "expected one group, a square kernel, one stride"
+        )
+    return fold(part, padding)
+
+
+def _head(part: ConvBN) -> Conv:
+    check_conv_bn("head", part)
+    conv = part.conv
+    plain = tuple(conv.kernel_size) == (1, 1) and tuple(conv.stride) == (1, 1) and conv.groups == 1
+    if not plain or any(conv_padding(conv)):
+        raise UnsupportedBlockError("the head's convolution is not a plain 1x1")
+    return fold(part)
+
+
+def _block(module: nn.Module, name: str) -> Block:
+    with about(name):
+        parts: MBConvParts = read_parts(module)
+        if parts.row_scale is not None and parts.residual:
+            raise UnsupportedBlockError("stochastic depth is active")
+        return Block(
+            None if parts.expand is None else fold(parts.expand),
+            fold(parts.depthwise, parts.padding),
+            None if parts.squeeze_excite is None else _squeeze_excite(parts.squeeze_excite),
+            fold(parts.project),
+            parts.residual,
+        )
+
+
+def _squeeze_excite(parts: SqueezeExciteParts) -> SqueezeExcite:
+    (w1, b1), (w2, b2) = _affine(parts.fc1), _affine(parts.fc2)
+    return SqueezeExcite(w1, b1, w2, b2, parts.act, parts.gate)
+
+
+def _affine(layer: nn.Conv2d | nn.Linear) -> tuple[Tensor, Tensor]:
+    weight = _copy(layer.weight).flatten(1)
+    return weight, weight.new_zeros(len(weight)) if layer.bias is None else _copy(layer.bias)
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().to(torch.float32, copy=True).contiguous()
+
+
+def _classifier(parts: NetworkParts, names: dict[nn.Module, str]) -> tuple[Tensor, Tensor] | None:
+    layers = [layer for layer in parts.classifier if type(layer) not in _DROPOUTS]
+    if not layers and (parts.pool or parts.keep_dims):
+        return None
+    first = layers[0] if layers else parts.classifier[0]
+    with about(names[first]):
+        if len(layers) != 1 or type(first) is not nn.Linear or not parts.pool or parts.keep_dims:
+            kinds = ", ".join(type(layer).__name__ for layer in layers)
+            raise UnsupportedBlockError(
+                f"the classifier is {kinds or 'nothing'}; expected at most a mean over the image, dropout and one nn.Linear"
+            )
+        check_plain(first.weight)
+        return _affine(first)

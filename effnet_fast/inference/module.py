@@ -1,0 +1,138 @@
+"""What :func:`effnet_fast.optimize` returns: a module that only infers."""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import EffnetFastError
+from ..nn.fused import tracing
+from .extract import DTYPES
+
+
+class Program(Protocol):
+    """A network made ready to run; safe to be called from several threads at once."""
+
+    def run(self, x: Tensor) -> Tensor:
+        """Images [N, Cin, H, W], fp32 or bf16, any strides -> logits or features, bf16 if ``x`` is, else fp32."""
+
+
+class Inference(nn.Module):
+    """Checks its input and runs without gradients; see :class:`OptimizedModel` and :class:`PatchedCopy`."""
+
+    #: What an image must have; ``None``: left to the network.
+    channels: int | None
+
+    def forward(self, x: Tensor) -> Any:
+        if tracing(x):
+            raise EffnetFastError(
+                "optimize: an optimized model cannot be traced or exported; export the model it was made from"
+            )
+        check_input(x, self.channels)
+        if torch.is_grad_enabled() and x.requires_grad:
+            raise EffnetFastError(
+                "optimize: x requires a gradient, an optimized model has none; use torch.no_grad(), x.detach() "
+                "or the model it was made from"
+            )
+        # Not inference_mode: features may go on into something that trains.
+        with torch.no_grad():
+            return self._infer(x)
+
+    def _infer(self, x: Tensor) -> Any:
+        raise NotImplementedError
+
+
+def check_input(x: object, channels: int | None) -> None:
+    """Refuse what is no batch of images of this kind, naming what was expected.
+
+    Raises:
+        EffnetFastError: not a floating point tensor [N, channels, H, W] in fp32 or bf16 on the CPU.
+    """
+    if not isinstance(x, Tensor):
+        raise EffnetFastError(f"optimize: x must be a Tensor, got {type(x).__name__}")
+    if x.device.type != "cpu":
+        raise EffnetFastError(f"optimize: x must be on the CPU, for which the model was made, got {x.device}")
+    if x.dtype not in DTYPES:
+        raise EffnetFastError(f"optimize: x must be float32 or bfloat16, got {x.dtype}")
+    if x.dim() != 4 or channels not in (None, x.shape[1]) or 0 in x.shape[1:]:
+        raise EffnetFastError(f"optimize: x must be [N, {channels or 'C'}, H, W], got shape {list(x.shape)}")
+
+
+class OptimizedModel(Inference):
+    """A whole network as one program.
+
+    It has no parameters and does not train; its weights are packed for this processor. A deep copy shares
+    the program, which never changes. ``state_dict`` and pickling are refused: save the model it was made from.
+    """
+
+    def __init__(self, program: Program, channels: int, keep_dims: bool, description: str) -> None:
+        super().__init__()
+        self.channels = channels
+        self._program, self._keep_dims, self._description = program, keep_dims, description
+        self.eval()
+
+    def _infer(self, x: Tensor) -> Tensor:
+        # Programs are made for images: of an empty batch only the shape is asked.
+        y = self._program.run(x) if len(x) else self._program.run(x.new_zeros(1, *x.shape[1:]))[:0]
+        return y[:, :, None, None] if self._keep_dims else y
+
+    def extra_repr(self) -> str:
+        return self._description
+
+    def __copy__(self) -> OptimizedModel:
+        return type(self)(self._program, self.channels or 0, self._keep_dims, self._description)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> OptimizedModel:
+        return self.__copy__()
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise EffnetFastError(
+            "optimize: an optimized model cannot be pickled, its weights are packed for this processor; "
+            "save the model it was made from"
+        )
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise EffnetFastError(
+            "optimize: an optimized model has no state_dict; take that of the model it was made from"
+        )
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise EffnetFastError(
+            "optimize: an optimized model loads no state_dict; load it into the model and optimize again"
+        )
+
+
+class PatchedCopy(Inference):
+    """A network that no adapter knows, copied, with its MBConv blocks patched, channels_last, without gradients.
+
+    An ordinary module otherwise: ``state_dict`` and pickling are those of the copy in :attr:`model`.
+    """
+
+    channels = None
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype, blocks: int) -> None:
+        super().__init__()
+        self.model = model.requires_grad_(False)
+        self._dtype, self._blocks = dtype, blocks
+        self.eval()
+
+    def _infer(self, x: Tensor) -> Any:
+        out = torch.bfloat16 if x.dtype == torch.bfloat16 else torch.float32
+        with torch.autocast("cpu", enabled=False):
+            return _convert(self.model(x.to(self._dtype, memory_format=torch.channels_last)), out)
+
+    def extra_repr(self) -> str:
+        return f"{self._blocks} blocks patched in a network of another kind, {str(self._dtype)[6:]}"
+
+
+def _convert(output: Any, dtype: torch.dtype) -> Any:
+    if isinstance(output, Tensor):
+        return output.to(dtype) if output.is_floating_point() else output
+    if isinstance(output, dict):
+        return type(output)((key, _convert(value, dtype)) for key, value in output.items())
+    if isinstance(output, (list, tuple)):
+        items = [_convert(item, dtype) for item in output]
+        return type(output)(*items) if hasattr(output, "_fields") else type(output)(items)
+    return output

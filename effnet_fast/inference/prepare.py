@@ -1,0 +1,127 @@
+"""``effnet_fast.optimize``: a model for inference on the CPU, with everything prepared once."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .. import dispatch, native
+from ..cpu import engine
+from ..errors import BackendError, EffnetFastError, UnsupportedBlockError
+from ..patching import patch, report
+from . import check
+from .extract import DTYPES, KNOWN_LIBRARIES, check_model, extract, is_known
+from .module import Inference, OptimizedModel, PatchedCopy, Program, check_input
+from .network import Network
+from .reference import ReferenceProgram
+
+Example = Tensor | Sequence[int]
+
+
+def optimize(model: nn.Module, example: Example, *, dtype: torch.dtype | None = None) -> nn.Module:
+    """Make a network ready for inference on the CPU.
+
+    BatchNorm is folded into the convolutions (in fp64), weights are packed once, and the whole network, from stem
+    to classifier, runs as one native call. The model is not changed and not kept.
+
+    A network of another kind with MBConv blocks inside gets what is possible without knowing it: a copy whose
+    blocks are patched.
+
+    Args:
+        model: in evaluation mode, on the CPU, fp32 or bf16: an EfficientNet of effnet_fast, torchvision, timm,
+            efficientnet_pytorch or efficientnet_lite_pytorch, patched or not, or any network holding blocks that
+            :func:`effnet_fast.patch` knows. (On CUDA use ``patch``.)
+        example: a batch like those to come, [N, C, H, W], or its shape. It is run, to plan and to compare with the
+            model; other sizes work afterwards too.
+        dtype: to compute in, ``torch.float32`` or ``torch.bfloat16``; ``None``: the example's, or the model's where
+            only a shape is given.
+
+    Returns:
+        A module from images [N, C, H, W] in fp32 or bf16, of any memory format, to what the model returns; bf16
+        where the images are bf16, else fp32. It may be called from several threads at once, follows
+        ``torch.set_num_threads``, and refuses images that require a gradient.
+
+    Raises:
+        UnsupportedBlockError: something in the model that the program cannot represent (a hook, training mode, an
+            unknown head); the message names the module.
+        EffnetFastError: arguments out of range; outputs that differ from the model's by more than rounding.
+    """
+    if not isinstance(model, nn.Module):
+        raise EffnetFastError(f"optimize: model must be a torch.nn.Module, got {type(model).__name__}")
+    if isinstance(model, Inference):
+        raise EffnetFastError("optimize: the model is optimized already")
+    if dtype is not None and dtype not in DTYPES:
+        raise EffnetFastError(f"optimize: dtype must be torch.float32 or torch.bfloat16, got {dtype}")
+    images = _images(model, example)
+    dtype = dtype or images.dtype
+    try:
+        check_model(model)
+        known = is_known(model)
+        network, keep_dims = extract(model) if known else (None, False)
+    except UnsupportedBlockError as error:
+        raise UnsupportedBlockError(f"optimize: {error}") from None
+    channels = None if network is None else network.stem.weight.shape[1]
+    check_input(images, channels)
+    expected = check.expect(model, images, dtype, small=known)
+    optimized: Inference
+    if network is None or channels is None:
+        optimized = _patched_copy(model, dtype)
+    else:
+        program = compile_network(network, dtype)
+        runs = "PyTorch's convolutions" if isinstance(program, ReferenceProgram) else "native code"
+        kind = f"{type(model).__name__}, {len(network.blocks)} blocks, {str(dtype)[6:]}, {runs}"
+        # The program has weights of its own: the folded ones are not needed while the check runs.
+        del network
+        optimized = OptimizedModel(program, channels, keep_dims, kind)
+    check.verify(expected, optimized)
+    with torch.no_grad():
+        optimized(images)
+    return optimized
+
+
+def _images(model: nn.Module, example: Example) -> Tensor:
+    if isinstance(example, Tensor):
+        check_input(example, None)
+        if not len(example):
+            raise EffnetFastError("optimize: example must hold an image, got an empty batch")
+        return example.detach()
+    ok = isinstance(example, (tuple, list, torch.Size)) and len(example) == 4
+    if not ok or any(not isinstance(size, int) or size < 1 for size in example):
+        raise EffnetFastError(f"optimize: example must be a tensor or a shape (N, C, H, W), got {example!r}")
+    dtype = next((p.dtype for p in model.parameters() if p.dtype in DTYPES), torch.float32)
+    return torch.randn(tuple(example), generator=torch.Generator().manual_seed(0)).to(dtype)
+
+
+def compile_network(network: Network, dtype: torch.dtype) -> Program:
+    """The native program where its library is built, else PyTorch's convolutions; ``use_backend`` decides as for ops.
+
+    Raises:
+        BackendError: the backends chosen by the user cannot run it.
+    """
+    chosen = dispatch.forced_backends() if dispatch.chosen_by_user() else ("cpu", "reference")
+    reasons = []
+    for backend in chosen:
+        if backend == "reference":
+            return ReferenceProgram(network, dtype)
+        built, reason = native.available("_ops") if backend == "cpu" else (False, "it runs no whole networks")
+        if built:
+            return engine.compile_network(network, dtype)
+        dispatch.logger.info("optimize: not %s (%s)", backend, reason)
+        reasons.append(f"{backend}: {reason}")
+    raise BackendError(f"optimize: no backend can run the network: {'; '.join(reasons)}")
+
+
+def _patched_copy(model: nn.Module, dtype: torch.dtype) -> PatchedCopy:
+    twin = patch(check.cast(copy.deepcopy(model), dtype))
+    rows = report(twin).rows
+    fused = sum(row.state == "fused" for row in rows)
+    if not fused:
+        why = f"; {rows[0].name}: {rows[0].reason}" if rows else ""
+        raise UnsupportedBlockError(
+            f"optimize: {type(model).__name__} is not an EfficientNet of {KNOWN_LIBRARIES}, and "
+            f"{'none of its blocks runs fused' if rows else 'holds no MBConv block that is known'}{why}"
+        )
+    return PatchedCopy(twin.to(memory_format=torch.channels_last), dtype, fused)
