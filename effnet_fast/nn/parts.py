@@ -210,21 +210,20 @@ def check_conv_bn(name: str, part: ConvBN) -> None:
         )
     if (type(bn).__module__, type(bn).__qualname__) not in _BATCH_NORMS:
         raise UnsupportedBlockError(f"{type(bn).__name__} after the {name} convolution is not nn.BatchNorm2d")
-    check_plain(conv)
+    check_plain(conv.weight, conv)
 
 
 def _check_squeeze_excite(se: SqueezeExcite) -> None:
     for layer in (se.fc1, se.fc2):
         if isinstance(layer, nn.Conv2d) and (tuple(layer.kernel_size) != (1, 1) or layer.groups != 1):
             raise UnsupportedBlockError("squeeze-and-excite's convolutions are not plain 1x1")
-        check_plain(layer)
+        check_plain(layer.weight, layer)
     if se.gate not in _GATES:
         raise UnsupportedBlockError(f"gate {se.gate} has no fused kernel")
 
 
-def check_plain(module: nn.Module) -> None:
-    """Weights that are tensor subclasses (quantized, distributed, fake) mean something the kernels do not know."""
-    weight = module.weight
+def check_plain(weight: Tensor, module: nn.Module | None = None) -> None:
+    """Tensor subclasses (quantized, distributed, fake) mean something the kernels do not know."""
     if type(weight) not in (nn.Parameter, Tensor):
         if getattr(module, "_is_fsdp_managed_module", False):
             raise ShardedWeightError(
