@@ -13,6 +13,10 @@ class UnsupportedBlockError(EffnetFastError):
     """A block cannot run fused; the message is the reason."""
 
 
+class ShardedWeightError(UnsupportedBlockError):
+    """A block's weights are in pieces on several processes, as FSDP keeps them outside the forward."""
+
+
 class CheckpointError(EffnetFastError):
     """A checkpoint cannot be read or does not fit the model."""
 

@@ -6,14 +6,14 @@
     python examples/train.py ... --output runs/b0 --resume        # goes on where the last checkpoint was
 
 ``--data`` is ``digits`` (scikit-learn's 1797 handwritten digits) or a folder with ``train/`` and ``val/``, each with a
-folder of images per class. Every step is written to ``log.csv``; a run that was killed and resumed writes the curve
-of one that was not, because batches, augmentation and random states depend on (seed, epoch, step) alone.
+folder of images per class. Every step is written to ``log.csv`` and, where TensorBoard is installed, to ``tensorboard/``. A run
+that was killed and resumed writes the curve of one that was not, because batches, augmentation and random states depend on
+(seed, epoch, step) alone. On many nodes ``--output`` must be a folder that all of them see.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import math
 import os
 import time
@@ -25,7 +25,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Subset
+
+# Beside this file: Python puts a script's folder on its path.
+from training_data import Reproducible, datasets
+from training_log import Log, Progress
 
 import effnet_fast
 
@@ -50,9 +54,12 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
         "--ema", type=float, default=0.999, help="decay of the averaged weights; 0 switches it off"
     )
     parser.add_argument("--amp", default="none", choices=["none", "bf16", "fp16"])
+    parser.add_argument(
+        "--sync-bn", action="store_true", help="BatchNorm statistics of all processes' images (GPUs only)"
+    )
     parser.add_argument("--workers", type=int, default=0, help="processes that load images")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, required=True, help="folder of log.csv and checkpoint.pt")
+    parser.add_argument("--output", type=Path, required=True, help="folder of logs and checkpoint.pt")
     parser.add_argument("--checkpoint-every", type=int, default=200, help="steps between checkpoints")
     parser.add_argument(
         "--resume", action="store_true", help="go on from --output's checkpoint if there is one"
@@ -60,45 +67,8 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--max-steps", type=int, default=0, help="stop after so many steps, checkpoint written"
     )
+    parser.add_argument("--no-tensorboard", action="store_true", help="log.csv only")
     return parser.parse_args(argv)
-
-
-class Reproducible(Dataset[tuple[Tensor, int]]):
-    """Gives every (epoch, index) its own random state, whichever process loads it and whatever ran before."""
-
-    def __init__(self, data: Dataset[Any], seed: int) -> None:
-        self.data, self.seed, self.epoch = data, seed, 0
-
-    def __len__(self) -> int:
-        return len(self.data)  # type: ignore[arg-type]
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(hash((self.seed, self.epoch, index)) % 2**63)
-            return self.data[index]
-
-
-def datasets(args: argparse.Namespace) -> tuple[Dataset[Any], Dataset[Any], int]:
-    """Training set, validation set, number of classes."""
-    if args.data == "digits":
-        from sklearn.datasets import load_digits
-
-        digits = load_digits()
-        images = torch.tensor(digits.images, dtype=torch.float32)[:, None] / 8 - 1
-        images = nn.functional.interpolate(images, size=args.size, mode="bilinear").expand(-1, 3, -1, -1)
-        data = [(image, int(label)) for image, label in zip(images, digits.target, strict=True)]
-        held_out = range(0, len(data), 6)
-        rest = [i for i in range(len(data)) if i % 6]
-        return Subset(data, rest), Subset(data, list(held_out)), 10  # type: ignore[arg-type]
-    from torchvision import transforms
-    from torchvision.datasets import ImageFolder
-
-    normalize = [transforms.ToTensor(), transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))]
-    crop = [transforms.RandomResizedCrop(args.size), transforms.RandomHorizontalFlip(), *normalize]
-    centre = [transforms.Resize(round(args.size * 1.15)), transforms.CenterCrop(args.size), *normalize]
-    train = ImageFolder(str(Path(args.data) / "train"), transforms.Compose(crop))
-    val = ImageFolder(str(Path(args.data) / "val"), transforms.Compose(centre))
-    return train, val, len(train.classes)
 
 
 class Trainer:
@@ -114,11 +84,17 @@ class Trainer:
         if self.world > 1:
             dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
         torch.manual_seed(args.seed)
-        train, self.val, classes = datasets(args)
+        train, self.val, classes = datasets(args.data, args.size)
         self.train = Reproducible(train, args.seed)
         model = effnet_fast.create(args.model, num_classes=classes)
         if args.stock:
             effnet_fast.unpatch(model)
+        if args.sync_bn:
+            if self.device.type != "cuda":
+                raise SystemExit(
+                    "train.py: --sync-bn needs GPUs: PyTorch's SyncBatchNorm, outside the blocks, does"
+                )
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         self.model = model.to(self.device, memory_format=torch.channels_last)
         self.ema = None
         if args.ema:
@@ -192,7 +168,10 @@ class Trainer:
         if self.ema is not None:
             self.ema.update_parameters(self.model)
         self.step += 1
-        return loss.item()
+        shown = loss.detach()
+        if self.world > 1:
+            dist.all_reduce(shown)
+        return shown.item() / self.world
 
     @torch.inference_mode()
     def accuracy(self) -> float:
@@ -200,7 +179,9 @@ class Trainer:
         model = (self.ema or self.model).eval()
         mine = Subset(self.val, range(self.rank, len(self.val), self.world))  # type: ignore[arg-type]
         count = torch.zeros(2, device=self.device, dtype=torch.float64)
-        for images, labels in DataLoader(mine, self.args.batch_size, num_workers=self.args.workers):
+        # A generator of its own again: an evaluation more or less must not change what dropout draws next.
+        own = {"num_workers": self.args.workers, "generator": torch.Generator()}
+        for images, labels in DataLoader(mine, self.args.batch_size, **own):
             with self.autocast():
                 guess = model(images.to(self.device, memory_format=torch.channels_last)).argmax(1)
             count += torch.tensor([(guess.cpu() == labels).sum().item(), len(labels)], device=self.device)
@@ -227,6 +208,10 @@ class Trainer:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
+        if len(state["random"]) != self.world:
+            raise SystemExit(
+                f"train.py: the checkpoint is of {len(state['random'])} processes, not {self.world}"
+            )
         self.step = state["step"]
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -239,26 +224,6 @@ class Trainer:
             torch.cuda.set_rng_state(random[1])
 
 
-class Log:
-    """log.csv, cut back to the checkpoint's step on resume, and a progress line on a terminal."""
-
-    FIELDS = ("step", "epoch", "loss", "accuracy", "learning_rate", "images_per_second")
-
-    def __init__(self, path: Path, resumed_at: int) -> None:
-        rows = []
-        if resumed_at and path.exists():
-            with path.open(newline="") as file:
-                rows = [row for row in csv.DictReader(file) if int(row["step"]) <= resumed_at]
-        self.file = path.open("w", newline="")
-        self.writer = csv.DictWriter(self.file, self.FIELDS)
-        self.writer.writeheader()
-        self.writer.writerows(rows)
-
-    def write(self, **row: Any) -> None:
-        self.writer.writerow(row)
-        self.file.flush()
-
-
 def save(state: dict[str, Any], path: Path) -> None:
     """Whole or not at all: a run killed while writing keeps the previous checkpoint."""
     partial = path.with_suffix(".partial")
@@ -266,17 +231,30 @@ def save(state: dict[str, Any], path: Path) -> None:
     partial.replace(path)
 
 
+def resume(trainer: Trainer, checkpoint: Path) -> None:
+    """Every process reads the same file, or all of them stop."""
+    if checkpoint.exists():
+        trainer.restore(torch.load(checkpoint, map_location="cpu", weights_only=True))
+    if trainer.world > 1:
+        steps: list[Any] = [None] * trainer.world
+        dist.all_gather_object(steps, trainer.step)
+        if len(set(steps)) > 1:
+            raise SystemExit(f"train.py: processes found different checkpoints in --output (steps {steps})")
+
+
 def main(argv: list[str] | None = None) -> None:
     args = arguments(argv)
     trainer = Trainer(args)
-    args.output.mkdir(parents=True, exist_ok=True)
     checkpoint = args.output / "checkpoint.pt"
-    if args.resume and checkpoint.exists():
-        trainer.restore(torch.load(checkpoint, map_location="cpu", weights_only=True))
-    log = Log(args.output / "log.csv", trainer.step) if trainer.rank == 0 else None
+    if args.resume:
+        resume(trainer, checkpoint)
+    log = progress = None
     total = args.epochs * trainer.steps_per_epoch
+    if trainer.rank == 0:
+        args.output.mkdir(parents=True, exist_ok=True)
+        log = Log(args.output, trainer.step, not args.no_tensorboard)
+        progress = Progress(total)
     last = min(total, args.max_steps or total)
-    print_progress = trainer.rank == 0 and os.isatty(1)
     while trainer.step < last:
         for images, labels in trainer.batches():
             start = time.perf_counter()
@@ -285,23 +263,20 @@ def main(argv: list[str] | None = None) -> None:
             speed = len(images) * trainer.world / (time.perf_counter() - start)
             ended = trainer.step % trainer.steps_per_epoch == 0
             accuracy = trainer.accuracy() if ended or trainer.step == last else None
-            if log:
-                values = (trainer.step, epoch, f"{loss:.9g}", "" if accuracy is None else f"{accuracy:.5f}", f"{rate:.6g}", f"{speed:.1f}")  # fmt: skip
-                log.write(**dict(zip(Log.FIELDS, values, strict=True)))
-            if print_progress:
-                print(
-                    f"\rstep {trainer.step}/{total}  loss {loss:.4f}  {speed:.1f} images/s",
-                    end="",
-                    flush=True,
-                )
-            if accuracy is not None and trainer.rank == 0:
-                print(f"\nepoch {epoch + 1}: accuracy {accuracy:.4f}")
+            if log and progress:
+                values = {"accuracy": accuracy, "learning_rate": rate, "images_per_second": speed}
+                log.write(trainer.step, epoch, loss=loss, **values)
+                progress.update(trainer.step, f"loss {loss:.4f}  {speed:.1f} images/s")
+                if accuracy is not None:
+                    progress.line(f"epoch {epoch + 1}: loss {loss:.4f}, accuracy {accuracy:.4f}")
             if trainer.step % args.checkpoint_every == 0 or trainer.step == last:
                 state = trainer.state()
                 if trainer.rank == 0:
                     save(state, checkpoint)
             if trainer.step >= last:
                 break
+    if log:
+        log.close()
     if trainer.world > 1:
         dist.destroy_process_group()
 

@@ -118,14 +118,22 @@ def test_bfloat16_parameters() -> None:
     assert all(p.grad.dtype == torch.bfloat16 for p in patched.parameters())
 
 
-def test_backward_is_bitwise_repeatable() -> None:
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.parametrize("mode", ["default", "deterministic"])
+def test_backward_is_bitwise_repeatable(backend: str, mode: str) -> None:
     _, patched, x = pair("torchvision", torch.float32)
     runs = []
-    for _ in range(2):
-        block = copy.deepcopy(patched)
-        torch.manual_seed(1)
-        block(x).square().sum().backward()
-        runs.append([p.grad for p in block.parameters()])
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(mode == "deterministic")
+    try:
+        for _ in range(2):
+            block = copy.deepcopy(patched)
+            torch.manual_seed(1)
+            with use_backend(backend):
+                block(x).square().sum().backward()
+            runs.append([p.grad for p in block.parameters()])
+    finally:
+        torch.use_deterministic_algorithms(before)
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
 
 

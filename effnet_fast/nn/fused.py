@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.fx
 from torch import Tensor, nn
 
@@ -13,6 +14,7 @@ from ..errors import BackendError, UnsupportedBlockError
 from ..ops.declare import autocast_enabled
 from ..ops.mbconv import check_input, run_mbconv
 from ..ops.mbconv_kernels import BatchNorm, Settings, Weights
+from ..ops.synchronized import JOINT_COUNT
 from ..types import BatchNormStats, accumulation_dtype
 from .parts import ConvBN, MBConvParts, same_padding
 
@@ -38,6 +40,16 @@ def compute_dtype(x: Tensor) -> torch.dtype:
 def batch_statistics(bn: nn.BatchNorm2d) -> bool:
     """Whether this BatchNorm normalizes with the batch's own statistics (as ``nn.BatchNorm2d.forward`` decides)."""
     return bn.training or bn.running_mean is None
+
+
+def group_of(bn: nn.BatchNorm2d | nn.SyncBatchNorm) -> str:
+    """The process group whose batches share this BatchNorm's statistics, by name, as ``nn.SyncBatchNorm`` decides."""
+    if not isinstance(bn, nn.SyncBatchNorm) or not bn.training:
+        return ""
+    if not dist.is_available() or not dist.is_initialized():
+        return ""
+    group = dist.group.WORLD if bn.process_group is None else bn.process_group
+    return group.group_name if dist.get_world_size(group) > 1 else ""
 
 
 def needs_backward(parts: MBConvParts, x: Tensor) -> bool:
@@ -115,6 +127,9 @@ def _check_count(parts: MBConvParts, x: Tensor, padding: tuple[int, int, int, in
     kernel, stride = conv.kernel_size[0], conv.stride[0]
     left, right, top, bottom = padding
     out = ((height + top + bottom - kernel) // stride + 1) * ((width + left + right - kernel) // stride + 1)
+    if height * width and all(group_of(part.bn) for part in parts[:3] if part is not None):  # type: ignore[union-attr]
+        # The statistics are those of other processes too, which wait for this one's part.
+        return
     if n == 0 or height * width == 0:
         raise UnsupportedBlockError("the batch is empty")
     if training and (n * out <= 1 or n * height * width <= 1):
@@ -125,7 +140,7 @@ def norm_of(bn: nn.BatchNorm2d, wide: torch.dtype) -> BatchNorm:
     """The module's vectors in the accumulation dtype."""
     batch = batch_statistics(bn)
     vectors = (bn.weight, bn.bias, None if batch else bn.running_mean, None if batch else bn.running_var)
-    return BatchNorm(*(None if t is None else t.to(wide) for t in vectors), bn.eps, batch)
+    return BatchNorm(*(None if t is None else t.to(wide) for t in vectors), bn.eps, batch, group_of(bn))
 
 
 def _weights(parts: MBConvParts, dtype: torch.dtype) -> Weights:
@@ -220,5 +235,6 @@ def update_running_statistics(bn: nn.BatchNorm2d, stats: BatchNormStats, count: 
         bn.momentum if bn.momentum is not None else 1.0 / bn.num_batches_tracked.to(bn.running_mean.dtype)
     )
     bn.running_mean.lerp_(stats.mean.to(bn.running_mean.dtype), weight)
-    unbiased = stats.var * (count / (count - 1))
+    values = stats.vectors[JOINT_COUNT] if stats.vectors.shape[0] > JOINT_COUNT else count
+    unbiased = stats.var * (values / (values - 1))
     bn.running_var.lerp_(unbiased.to(bn.running_var.dtype), weight)

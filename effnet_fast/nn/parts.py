@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..errors import UnsupportedBlockError
+from ..errors import ShardedWeightError, UnsupportedBlockError
 from ..types import Padding
 
 #: Draws stochastic depth's per-sample factor for the block's output: output-like tensor -> [N, 1, 1, 1].
@@ -189,7 +189,10 @@ def check_layer(parts: ConvLayerParts) -> None:
 
 
 #: Normalizations that compute nn.BatchNorm2d and nothing the adapter has not told (timm's carries its activation).
-_BATCH_NORMS = {("torch.nn.modules.batchnorm", "BatchNorm2d"), ("timm.layers.norm_act", "BatchNormAct2d")}
+_BATCH_NORMS = {
+    *(("torch.nn.modules.batchnorm", name) for name in ("BatchNorm2d", "SyncBatchNorm")),
+    *(("timm.layers.norm_act", name) for name in ("BatchNormAct2d", "SyncBatchNormAct")),
+}
 
 
 def check_conv_bn(name: str, part: ConvBN) -> None:
@@ -207,21 +210,25 @@ def check_conv_bn(name: str, part: ConvBN) -> None:
         )
     if (type(bn).__module__, type(bn).__qualname__) not in _BATCH_NORMS:
         raise UnsupportedBlockError(f"{type(bn).__name__} after the {name} convolution is not nn.BatchNorm2d")
-    check_plain(conv.weight)
+    check_plain(conv.weight, conv)
 
 
 def _check_squeeze_excite(se: SqueezeExcite) -> None:
     for layer in (se.fc1, se.fc2):
         if isinstance(layer, nn.Conv2d) and (tuple(layer.kernel_size) != (1, 1) or layer.groups != 1):
             raise UnsupportedBlockError("squeeze-and-excite's convolutions are not plain 1x1")
-        check_plain(layer.weight)
+        check_plain(layer.weight, layer)
     if se.gate not in _GATES:
         raise UnsupportedBlockError(f"gate {se.gate} has no fused kernel")
 
 
-def check_plain(weight: Tensor) -> None:
+def check_plain(weight: Tensor, module: nn.Module | None = None) -> None:
     """Tensor subclasses (quantized, distributed, fake) mean something the kernels do not know."""
     if type(weight) not in (nn.Parameter, Tensor):
+        if getattr(module, "_is_fsdp_managed_module", False):
+            raise ShardedWeightError(
+                "its weights are sharded; it decides in its forward, where they are whole"
+            )
         raise UnsupportedBlockError(f"a weight is a {type(weight).__name__}, not a plain tensor")
 
 

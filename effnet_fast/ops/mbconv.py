@@ -13,7 +13,10 @@ from .mbconv_ops import CONVS, flatten, mbconv_inference, mbconv_training
 
 
 class MBConvOut(NamedTuple):
-    """``y`` and, after a training forward, the statistics each BatchNorm used ([5, C], see BatchNormStats)."""
+    """``y`` and, after a training forward, the statistics each BatchNorm used ([5, C], see BatchNormStats).
+
+    Synchronised ones have a sixth row: how many values, of all processes, the statistics are of.
+    """
 
     y: Tensor
     expand_stats: Tensor | None
@@ -70,7 +73,8 @@ def run_mbconv(
     scalars = (settings.stride, settings.padding, ",".join(settings[2:6]), settings.residual)
     if inference:
         return MBConvOut(mbconv_inference(x, *flat, row_scale, eps, *scalars), None, None, None)
-    out = mbconv_training(x, *flat, row_scale, eps, training, *scalars, settings.recompute_expand)
+    groups = ",".join("" if bn is None else bn.group for bn in norms)
+    out = mbconv_training(x, *flat, row_scale, eps, training, *scalars, settings.recompute_expand, groups)
     return MBConvOut(out[0], None if weights.expand is None else out[6], out[7], out[8])
 
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from .. import dispatch
-from ..types import BatchNormStats, Padding
+from ..types import BatchNormParamGrad, BatchNormStats, Padding
+from .synchronized import joint_backward, joint_statistics
 
 
 class BatchNorm(NamedTuple):
@@ -25,6 +26,8 @@ class BatchNorm(NamedTuple):
     var: Tensor | None
     eps: float
     training: bool
+    #: Name of the process group whose batches share the statistics; empty: only this process's batch.
+    group: str = ""
 
 
 class Weights(NamedTuple):
@@ -95,7 +98,9 @@ class Needs(NamedTuple):
 
 
 def _runner(x: Tensor, weights: Weights, settings: Settings) -> Callable[[str], Callable[..., Any]]:
-    device, dtype, forced = x.device, x.dtype, dispatch.forced_backends()
+    # No image, which only synchronised BatchNorms bring here: the other backends have nothing to launch.
+    forced = dispatch.forced_backends() if x.shape[0] else ("reference",)
+    device, dtype = x.device, x.dtype
     stencil = {"kernel_size": weights.depthwise.shape[-1], "stride": settings.stride}
 
     def run(op: str, **facts: Any) -> Callable[..., Any]:
@@ -163,6 +168,9 @@ def _gate(
 
 
 def _statistics(run: Callable[..., Any], bn: BatchNorm, partials: Tensor | None) -> BatchNormStats:
+    if bn.training and bn.group:
+        finalize = run("batch_norm_finalize")
+        return joint_statistics(finalize, partials, bn.weight, bn.bias, bn.eps, bn.group)
     if bn.training:
         return run("batch_norm_finalize")(partials, bn.weight, bn.bias, bn.eps)
     return run("batch_norm_fold")(bn.weight, bn.bias, bn.mean, bn.var, bn.eps)
@@ -232,10 +240,15 @@ def training_backward(
     if e is None and weights.expand is not None:
         e, _ = _expand(run, x, weights)
     n, _, height, width = d.shape
-    finalize = run("batch_norm_backward_finalize")
+
+    def finalize(sums: Tensor, count: int, stats: BatchNormStats, bn: BatchNorm) -> BatchNormParamGrad:
+        formula = run("batch_norm_backward_finalize")
+        if bn.training and bn.group:
+            return joint_backward(formula, sums, count, stats, bn.group)
+        return formula(sums, count, stats, bn.training)
 
     sums = run("batch_norm_reduce")(dy, p, stats3.norm, row_scale=row_scale)
-    bn3 = finalize(sums, n * height * width, stats3, weights.project_bn.training)
+    bn3 = finalize(sums, n * height * width, stats3, weights.project_bn)
     project = run("pointwise_backward")(
         dy,
         d,
@@ -259,7 +272,7 @@ def training_backward(
         )
         pool_grad = se.dpooled / (height * width)
     sums = run("gate_batch_norm_sums")(project.sums, gate, pool_grad)
-    bn2 = finalize(sums, n * height * width, stats2, weights.depthwise_bn.training)
+    bn2 = finalize(sums, n * height * width, stats2, weights.depthwise_bn)
 
     residual_grad = dy if settings.residual else None
     stencil = run("depthwise_backward")(
@@ -285,7 +298,7 @@ def training_backward(
     dx, dexpand, bn1 = stencil.dx, None, None
     if stats1 is not None:
         assert weights.expand_bn is not None
-        bn1 = finalize(stencil.sums, n * e.shape[2] * e.shape[3], stats1, weights.expand_bn.training)
+        bn1 = finalize(stencil.sums, n * e.shape[2] * e.shape[3], stats1, weights.expand_bn)
         dx, dexpand, _ = run("pointwise_backward")(
             stencil.dx,
             x,

@@ -39,12 +39,15 @@ def flatten(weights: Weights) -> list[Tensor | None]:
     return [*flat, weights.w1, weights.b1, weights.w2, weights.b2]
 
 
-def _unflatten(flat: Sequence[Tensor | None], eps: Sequence[float], training: Sequence[bool]) -> Weights:
+def _unflatten(
+    flat: Sequence[Tensor | None], eps: Sequence[float], training: Sequence[bool], groups: str = ",,"
+) -> Weights:
     parts: list[object] = []
+    names = groups.split(",")
     for i in range(3):
         conv, *vectors = flat[5 * i : 5 * i + 5]
         conv = None if conv is None else conv.contiguous()
-        parts += [conv, None if conv is None else BatchNorm(*vectors, eps[i], training[i])]
+        parts += [conv, None if conv is None else BatchNorm(*vectors, eps[i], training[i], names[i])]
     return Weights(*parts, *flat[15:19])  # type: ignore[arg-type]
 
 
@@ -135,6 +138,7 @@ def mbconv_training(
     acts: str,
     residual: bool,
     recompute_expand: bool = False,
+    groups: str = ",,",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     flat = (
         *(expand, expand_weight, expand_bias, expand_mean, expand_var),
@@ -142,7 +146,7 @@ def mbconv_training(
         *(project, project_weight, project_bias, project_mean, project_var),
         *(w1, b1, w2, b2),
     )
-    weights = _unflatten(flat, eps, training)
+    weights = _unflatten(flat, eps, training, groups)
     settings = _settings(stride, padding, acts, residual, recompute_expand)
     y, saved = training_forward(checks.channels_last(x), weights, settings, row_scale)
 
@@ -168,6 +172,9 @@ def _(x, *args):  # type: ignore[no-untyped-def]
     # Defaults are not always passed.
     keeps_e = expand is not None and not any(args[26:27])
     pooled_shape = 0 if w1 is None else (x.shape[0], channels)
+    # Synchronised statistics bring the joint count along, as a sixth row.
+    groups = args[27] if len(args) > 27 else ",,"
+    rows = [6 if name and on else 5 for name, on in zip(groups.split(","), args[21], strict=True)]
     return (
         _image(x, out_channels, *size),
         _image(x, channels, *x.shape[2:]) if keeps_e else x.new_empty(0),
@@ -175,9 +182,9 @@ def _(x, *args):  # type: ignore[no-untyped-def]
         _image(x, out_channels, *size),
         x.new_empty(pooled_shape, dtype=wide),
         x.new_empty(pooled_shape, dtype=wide),
-        x.new_empty(0 if expand is None else (5, channels), dtype=wide),
-        x.new_empty((5, channels), dtype=wide),
-        x.new_empty((5, out_channels), dtype=wide),
+        x.new_empty(0 if expand is None else (rows[0], channels), dtype=wide),
+        x.new_empty((rows[1], channels), dtype=wide),
+        x.new_empty((rows[2], out_channels), dtype=wide),
     )
 
 
@@ -208,10 +215,11 @@ def mbconv_backward(
     acts: str,
     residual: bool,
     recompute_expand: bool = False,
+    groups: str = ",,",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     nothing = (None,) * 4
     flat = (expand, *nothing, depthwise, *nothing, project, *nothing, w1, b1, w2, b2)
-    weights = _unflatten(flat, (0.0,) * 3, training)
+    weights = _unflatten(flat, (0.0,) * 3, training, groups)
     saved = Saved(
         None if expand is None or recompute_expand else e,
         *(d, p),

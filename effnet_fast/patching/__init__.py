@@ -8,7 +8,7 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import nn
 
-from ..errors import EffnetFastError, UnsupportedBlockError
+from ..errors import EffnetFastError, ShardedWeightError, UnsupportedBlockError
 from ..nn.fused import compute_dtype
 from .registry import (
     RECOMPUTES,
@@ -19,6 +19,7 @@ from .registry import (
     read_parts,
     register_block,
     runner,
+    unpatched_class,
 )
 
 __all__ = ["Report", "ReportRow", "patch", "register_block", "report", "unpatch"]
@@ -91,13 +92,16 @@ def unpatch(model: Model) -> Model:
     """Undo :func:`patch`, in place; returns ``model``. Blocks that are not patched stay as they are."""
     for block in model.modules():
         if is_patched(block):
-            block.__class__ = original_class(block)
+            block.__class__ = unpatched_class(block)
             block.__dict__.pop(RECOMPUTES, None)
     return model
 
 
 class ReportRow(NamedTuple):
-    """One block: its name in the model, its class, "fused" or "eager", the backends, and why if eager."""
+    """One block: its name in the model, its class, "fused" or "eager", the backends, and why if eager.
+
+    Blocks sharded by FSDP are "sharded" outside their forward: they decide there, where their weights are whole.
+    """
 
     name: str
     kind: str
@@ -155,5 +159,7 @@ def _row(name: str, block: nn.Module, must_be_patched: bool = False) -> ReportRo
             training = run.needs_backward(parts, weight)
         names = run.plan(parts, weight.device, compute_dtype(weight), training)
         return ReportRow(name, kind, "fused", names, "")
+    except ShardedWeightError as error:
+        return ReportRow(name, kind, "sharded", "", str(error))
     except UnsupportedBlockError as error:
         return ReportRow(name, kind, "eager", "", str(error))

@@ -67,6 +67,21 @@ def original_class(module: nn.Module) -> type[nn.Module]:
     return getattr(type(module), "_effnet_fast_original", type(module))
 
 
+def unpatched_class(module: nn.Module) -> type[nn.Module]:
+    """:func:`original_class`, sharded by FSDP if the module was sharded after it was patched."""
+    current, original = type(module), original_class(module)
+    if _shards(current):
+        sharding = current.__bases__[0]
+        methods = {"__deepcopy__": current.__deepcopy__}  # type: ignore[attr-defined]
+        return type(f"FSDP{original.__name__}", (sharding, original), methods)
+    return original
+
+
+def _shards(block_class: type[nn.Module]) -> bool:
+    """Whether ``fully_shard`` made this class: ``FSDPModule`` before the class it was given, and nothing else."""
+    return len(block_class.__bases__) == 2 and block_class.__bases__[0].__name__ == "FSDPModule"
+
+
 def is_patched(module: nn.Module) -> bool:
     return isinstance(module, FusedBlock)
 
@@ -75,6 +90,8 @@ def find_adapter(block_class: type[nn.Module]) -> Adapter | None:
     """The adapter for exactly this class, or ``None``."""
     adapter = _adapters.get(block_class)
     if adapter is None:
+        if _shards(block_class):
+            return find_adapter(block_class.__bases__[1])
         module = (_KNOWN | _LAYERS).get((block_class.__module__, block_class.__qualname__))
         if module is not None:
             adapter = _adapters[block_class] = importlib.import_module(module).parts
@@ -87,6 +104,8 @@ def candidates(model: nn.Module) -> list[tuple[str, nn.Module]]:
     inside: set[nn.Module] = set()
     for name, module in model.named_modules():
         block_class = original_class(module)
+        if _shards(block_class):
+            block_class = block_class.__bases__[1]
         layer = (block_class.__module__, block_class.__qualname__) in _LAYERS
         if find_adapter(block_class) is None or (layer and module in inside):
             continue
