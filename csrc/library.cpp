@@ -45,6 +45,8 @@ STABLE_TORCH_LIBRARY(effnet_fast_native, m) {
   m.def(
       "network_run(Tensor x, Tensor program, Tensor weights, Tensor(a!) workspace, Tensor(b!) out, "
       "Tensor(c!)? times) -> ()");
+  // Asks the system for pages of 2 MB in memory that was not touched yet, where it has them; a hint.
+  m.def("prefer_huge_pages(Tensor(a!) memory) -> ()");
   // One block from weights as the model has them; `*_fold` are what batch_norm_fold makes, `acts` those of expand,
   // depthwise, squeeze-and-excite and its gate. Dropout of whole rows is not in it.
   m.def(

@@ -228,6 +228,16 @@ void multiply_tile_of(const Tile<T>& tile, int rows, int vectors, bool half) {
 }
 
 template <class T>
+void fetch_ahead(const T* a, const Gemm& gemm, int64_t first, int64_t pixels) {
+  for (int64_t s = 0; s < gemm.segment_count; ++s) {
+    const Segment& segment = gemm.segments[s];
+    const char* line = reinterpret_cast<const char*>(a + segment.offset + first * segment.pixel_stride);
+    const char* const end = line + pixels * segment.pixel_stride * static_cast<int64_t>(sizeof(T));
+    for (; line < end; line += 64) __builtin_prefetch(line, 0, 2);
+  }
+}
+
+template <class T>
 void multiply_all(const T* a, const Gemm& gemm, int64_t first, int pixels, const void* weights, int64_t panel,
                   float* out) {
   constexpr int kPair = kIsHalf<T> ? 2 : 1;
@@ -250,6 +260,9 @@ void multiply_all(const T* a, const Gemm& gemm, int64_t first, int pixels, const
                          b + vector * kLanes * kPair,
                          width * kGroup * kPair,
                          out + row * kPanel + vector * kLanes};
+      if (gemm.pixels_ahead > 0 && part == 0) {
+        fetch_ahead(a, gemm, first + row + gemm.pixels_ahead, row_end - row);
+      }
       multiply_tile_of(tile, row_end - row, vector_end - vector, half);
       row = row_end;
     }

@@ -85,8 +85,12 @@ void project_item(const Step& s, int64_t item, ThreadState& state) {
     }
   }
   const int64_t panels = s.gemm.panels.count;
+  const bool direct = s.scaling == Scaling::kNone || s.scaling == Scaling::kWeights;
+  gemm.pixels_ahead = direct && gemm.segment_count > 1 ? kBlockPixels : 0;
   for (int64_t panel = part * panels / s.panel_parts; panel < (part + 1) * panels / s.panel_parts; ++panel) {
     product_rows(s, gemm, a, shift, weights, image, panel, first, end, product);
+    // The pixels are in the second-level cache now.
+    gemm.pixels_ahead = 0;
   }
 }
 

@@ -13,7 +13,7 @@ from .. import native
 from ..errors import EffnetFastError, UnsupportedBlockError
 from ..inference.network import Block, Conv, Network
 from .entry_points import NUMBER
-from .packing import Packer
+from .packing import Packer, huge_pages
 
 __all__ = ["Program", "compile_network"]
 
@@ -138,7 +138,7 @@ class Program:
             # One that is too small would only stay in the way.
             if self._workspaces:
                 self._workspaces.pop()
-        return torch.empty(size, dtype=torch.uint8)
+        return huge_pages(size)
 
 
 def _durations(times: Tensor) -> list[tuple[int, int]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .. import native
 from ..inference.network import Conv
 from .entry_points import NUMBER
 
@@ -23,6 +24,13 @@ def padded(t: Tensor, size: int, dim: int = 0) -> Tensor:
     return torch.cat((t, t.new_zeros(shape)), dim)
 
 
+def huge_pages(size: int) -> Tensor:
+    """Bytes in large pages where the system has them, not initialised."""
+    memory = torch.empty(size, dtype=torch.uint8)
+    native.ops().prefer_huge_pages(memory)
+    return memory
+
+
 def round_up(n: int, multiple: int) -> int:
     return -(-n // multiple) * multiple
 
@@ -37,7 +45,7 @@ class Packer:
 
     def buffer(self) -> Tensor:
         """Everything that was packed, as bytes; parts begin at multiples of 64."""
-        buffer = torch.zeros(self._offset, dtype=torch.uint8)
+        buffer = huge_pages(self._offset).zero_()
         offset = 0
         for part in self._parts:
             buffer[offset : offset + part.numel()] = part
