@@ -118,18 +118,23 @@ def table(name: str, dtype: str, rounds: int) -> None:
         f"{total * 1e3:.2f} ms, {flop / total * 1e-9:.0f} of {peak * 1e-9:.0f} GFLOP/s "
         f"({flop / total / peak:.0%})\n"
     )
-    print("| step | layer | us | share | GFLOP/s | of peak | GB/s |")
-    print("|---|---|---:|---:|---:|---:|---:|")
+    print("| step | layer | times | us each | share | GFLOP/s | of peak | GB/s |")
+    print("|---|---|---:|---:|---:|---:|---:|---:|")
+    equal: dict[tuple[int, Layer], list[float]] = {}
     for row, (kind, seconds) in zip(rows, times, strict=True):
+        equal.setdefault((kind, row), []).append(seconds)
+    for (kind, row), all_seconds in equal.items():
+        seconds = sum(all_seconds) / len(all_seconds)
         print(
-            f"| {NAMES[kind]} | {row.name} | {seconds * 1e6:.0f} | {seconds / total:.1%} | "
-            f"{row.flop / seconds * 1e-9:.0f} | {row.flop / seconds / peak:.0%} | {row.bytes / seconds * 1e-9:.1f} |"
+            f"| {NAMES[kind]} | {row.name} | {len(all_seconds)} | {seconds * 1e6:.0f} | "
+            f"{sum(all_seconds) / total:.1%} | {row.flop / seconds * 1e-9:.0f} | {row.flop / seconds / peak:.0%} | "
+            f"{row.bytes / seconds * 1e-9:.1f} |"
         )
     for kind, title in enumerate(NAMES):
         seconds = sum(t for k, t in times if k == kind)
         flop = sum(row.flop for row, (k, _) in zip(rows, times, strict=True) if k == kind)
         print(
-            f"| **{title}** | all | {seconds * 1e6:.0f} | {seconds / total:.1%} | "
+            f"| **{title}** | all | | {seconds * 1e6:.0f} | {seconds / total:.1%} | "
             f"{flop / max(seconds, 1e-12) * 1e-9:.0f} | {flop / max(seconds, 1e-12) / peak:.0%} | |"
         )
 

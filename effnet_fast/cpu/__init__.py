@@ -1,8 +1,8 @@
 """The CPU backend: C++ kernels behind the reference's signatures, inference and training in fp32 and bf16.
 
-Depthwise, squeeze-and-excite and the passes around the GEMMs are the package's own (``csrc/cpu/``). The 1x1
-convolution multiplies with PyTorch's GEMM, which comes within 15 % of the fp32 FMA peak on the shapes of B0
-(docs/kernels/depthwise.md). Small vectors of training that are not listed here are left to the reference.
+Everything is the package's own (``csrc/cpu/``), except that the 1x1 convolution in training multiplies with PyTorch's
+GEMM (docs/kernels/depthwise.md). In inference a whole block is one call with a matrix product of its own (docs/cpu.md).
+Small vectors of training that are not listed here are left to the reference.
 """
 
 from __future__ import annotations
