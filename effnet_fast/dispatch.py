@@ -141,7 +141,8 @@ def choose(
 ) -> Choice:
     """The backend for ``op`` on tensors of this device and dtype.
 
-    ``facts`` are what else may matter (kernel_size, stride, stats); ``forced`` saves asking the environment again.
+    ``facts`` are what else may matter: ``kernel_size``, ``stride``, ``stats``, the ``hidden`` units of
+    squeeze-and-excite. ``forced`` saves asking the environment again.
 
     Raises:
         BackendError: no backend can run it, with each one's reason.

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..types import Affine, BatchNormGrad, ConvGrad, ConvOut, Norm, Padding
 from . import depthwise_kernels
-from .launch import config, empty_image, launch, sum_partials, vector_like
+from .launch import config, empty_image, launch, mean_of_nothing, sum_partials, vector_like
 from .runtime import ceil_div, channel_unit, per_column, plan_rows
 
 
@@ -34,7 +34,7 @@ def depthwise(
     out_width = (width + left + right - kernel) // stride + 1
     y = empty_image(n, channels, out_height, out_width, x)
     if y.numel() == 0:
-        pooled = x.new_zeros((n, channels), dtype=torch.float32) if pool else None
+        pooled = mean_of_nothing(x, n, channels) if pool else None
         return ConvOut(y, pooled, x.new_zeros((1, 3, channels), dtype=torch.float32) if stats else None)
     meta = config("depthwise_fwd", x)
     area = out_height * out_width

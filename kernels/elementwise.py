@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from ..types import Affine, BatchNormGrad
 from . import elementwise_kernels
-from .launch import config, empty_image, launch, sum_partials, vector_like
+from .launch import config, empty_image, launch, mean_of_nothing, sum_partials, vector_like
 from .runtime import ceil_div, channel_unit, per_column, plan_rows
 
 
@@ -15,7 +14,7 @@ def affine_pool(z: Tensor, affine: Affine | None, act: str = "none") -> Tensor:
     """See :func:`effnet_fast.reference.affine_pool`."""
     n, channels, height, width = z.shape
     if z.numel() == 0:
-        return z.new_zeros((n, channels), dtype=torch.float32)
+        return mean_of_nothing(z, n, channels)
     meta = config("affine_pool", z)
     tiles = ceil_div(channels, meta["BLOCK_N"])
     plan = plan_rows(n, height * width, meta["BLOCK_M"], per_column(tiles))

@@ -69,6 +69,11 @@ def vector_like(x: Tensor, *shape: int) -> Tensor:
     return torch.empty(shape, dtype=torch.float32, device=x.device)
 
 
+def mean_of_nothing(x: Tensor, *shape: int) -> Tensor:
+    """What pooling images without pixels gives, fp32: NaN, as :func:`torch.mean` has it; no images, no elements."""
+    return torch.full(shape, float("nan"), dtype=torch.float32, device=x.device)
+
+
 def sum_partials(partial: Tensor) -> Tensor:
     """[outer, partials, inner] -> [outer, inner], summed in a fixed order."""
     outer, partials, inner = partial.shape

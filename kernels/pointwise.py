@@ -8,7 +8,7 @@ from torch import Tensor
 from .. import tuning
 from ..types import Affine, BatchNormGrad, ConvGrad, ConvOut, Norm
 from . import pointwise_backward_kernels, pointwise_kernels
-from .launch import config, empty_image, launch, sum_partials, vector_like
+from .launch import config, empty_image, launch, mean_of_nothing, sum_partials, vector_like
 from .runtime import RowPlan, ceil_div, channel_unit, dot_options, per_column, plan_rows
 
 
@@ -31,7 +31,7 @@ def pointwise(
     cout, area = weight.shape[0], height * width
     y = empty_image(n, cout, height, width, x)
     if y.numel() == 0:
-        pooled = x.new_zeros((n, cout), dtype=torch.float32) if pool else None
+        pooled = mean_of_nothing(x, n, cout) if pool else None
         return ConvOut(y, pooled, x.new_zeros((1, 3, cout), dtype=torch.float32) if stats else None)
     meta = config("pointwise_fwd", x, cout)
     by_image = pool or gate is not None or row_scale is not None

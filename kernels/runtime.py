@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from . import configs
+
 #: Triton decides when a kernel is decorated; so does this, once, from the same variable.
 INTERPRET = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on", "y")
 
@@ -36,6 +38,9 @@ OPS = frozenset(
     }
 )
 
+#: Hidden units of squeeze-and-excite that a tile holds; EfficientNet-B7 has 160.
+MAX_HIDDEN = configs.CLASSES["squeeze_excite_fwd"][-1]
+
 #: Programs a reducing kernel aims at, all column tiles together: enough for every multiprocessor of today's GPUs
 #: several times over, few enough that partial results cost nothing (1.5 MB of statistics at 64 columns a tile). A
 #: constant, so that sums do not depend on the GPU's size.
@@ -45,13 +50,15 @@ PROGRAMS = 2048
 def can_run(op: str, device: torch.device, dtype: torch.dtype, **facts: Any) -> tuple[bool, str]:
     """Whether ``op`` runs on Triton for tensors of this device and dtype, and if not, why.
 
-    ``facts`` (kernel_size, stride, stats) change nothing: every size is covered. CUDA is only looked at when
-    ``device`` is a CUDA device.
+    Of ``facts`` only ``hidden`` matters, the hidden units of squeeze-and-excite, which one tile must hold: every
+    other size is covered. CUDA is only looked at when ``device`` is a CUDA device.
     """
     if op not in OPS:
         return False, f"the triton backend has no {op}"
     if dtype not in (torch.float32, torch.float16, torch.bfloat16):
         return False, f"{dtype} is not float32, float16 or bfloat16"
+    if facts.get("hidden", 0) > MAX_HIDDEN:
+        return False, f"its squeeze-and-excite has at most {MAX_HIDDEN} hidden units, not {facts['hidden']}"
     if importlib.util.find_spec("triton") is None:
         return False, "the triton package is not installed"
     if device.type != "cuda":

@@ -102,10 +102,13 @@ def _runner(x: Tensor, weights: Weights, settings: Settings) -> Callable[[str], 
     forced = dispatch.forced_backends() if x.shape[0] else ("reference",)
     device, dtype = x.device, x.dtype
     stencil = {"kernel_size": weights.depthwise.shape[-1], "stride": settings.stride}
+    excite = {} if weights.w1 is None else {"hidden": weights.w1.shape[0]}
 
     def run(op: str, **facts: Any) -> Callable[..., Any]:
         if op.startswith("depthwise"):
             facts |= stencil
+        elif op.startswith("squeeze_excite"):
+            facts |= excite
         return dispatch.choose(op, device, dtype, forced, **facts).function
 
     return run

@@ -61,7 +61,7 @@ def squeeze_excite(
 def _squeeze_excite(
     pooled: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None, act: str, gate_act: str
 ) -> Tensor:
-    run = dispatch.select("squeeze_excite", pooled)
+    run = dispatch.select("squeeze_excite", pooled, hidden=w1.shape[0])
     return run(pooled.contiguous(), w1.contiguous(), b1, w2.contiguous(), b2, act, gate_act)
 
 
@@ -81,7 +81,7 @@ def _squeeze_excite_backward(
     act: str,
     gate_act: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    run = dispatch.select("squeeze_excite_backward", pooled)
+    run = dispatch.select("squeeze_excite_backward", pooled, hidden=w1.shape[0])
     dpooled, dw1, db1, dw2, db2 = run(
         dgate.contiguous(), pooled.contiguous(), w1.contiguous(), b1, w2.contiguous(), b2, act, gate_act
     )

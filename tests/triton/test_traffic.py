@@ -1,7 +1,9 @@
-"""The bytes a block moves on Triton, against what the design promises, for B0's stages at batch 256 in bfloat16.
+"""The bytes a block moves on Triton, against the design and the roofline, at batch 256 in bfloat16.
 
 Launchers run on meta tensors with the launches intercepted: only shapes matter.
 """
+
+from collections import Counter
 
 import pytest
 import torch
@@ -11,8 +13,10 @@ pytest.importorskip("triton")
 from effnet_fast.kernels import configs, launchers
 from effnet_fast.kernels.launch import intercept
 
-from effnet_fast import tuner
-from effnet_fast.models.config import BASE_STAGES
+from effnet_fast import tuner, tuning
+from effnet_fast.bench import blocks as roofline_blocks
+from effnet_fast.bench import roofline
+from effnet_fast.models.config import BASE_STAGES, VARIANTS, Stage
 from effnet_fast.ops import mbconv_kernels as blocks
 from effnet_fast.traffic import count_traffic
 
@@ -60,9 +64,7 @@ def test_inference(stage, size):
     """Expand, depthwise, squeeze-and-excite, project: e and d are written once and read once."""
     s = Sizes(stage, size)
     expected = (s.x + s.e) * s.expands + s.e + s.d + s.d + s.p + s.residual + s.weights
-    x, weights, settings = tuner.random_block(stage, size, torch.bfloat16, BATCH, torch.device("meta"))
-    with count_traffic() as traffic:
-        blocks.inference(x, weights, settings, None)
+    traffic = inference_step(stage, size)
     assert traffic.total == pytest.approx(BYTES * expected, rel=0.05), traffic.by_kernel()
 
 
@@ -87,6 +89,13 @@ def fused_training(s, stage):
     if s.expands and int(stage.in_channels * stage.expand_ratio) <= limit:
         merged -= 2 * s.e + s.x
     return fused, merged
+
+
+def inference_step(stage, size):
+    x, weights, settings = tuner.random_block(stage, size, torch.bfloat16, BATCH, torch.device("meta"))
+    with count_traffic() as traffic:
+        blocks.inference(x, weights, settings, None)
+    return traffic
 
 
 def training_step(stage, size):
@@ -122,6 +131,42 @@ def test_training_of_the_network():
         total += training_step(stage, size).total
     assert total == pytest.approx(merged_total, rel=0.05)
     assert total < fused_total
+
+
+def counted_and_modelled(name, mode):
+    """Bytes of a model's blocks at batch 256: as the launches count them, as the roofline's fused design has them."""
+    step = {"infer": inference_step, "train": training_step}[mode]
+    network = roofline_blocks.network(name)
+    counted = Counter()
+    for block in network.blocks:
+        stage = Stage(
+            block.channels // block.in_channels,
+            *(block.kernel_size, block.stride, block.in_channels, block.out_channels, 1),
+        )
+        counted[stage, block.size] += 1
+    total = sum(times * step(*shape).total for shape, times in counted.items())
+    whole, ends = (
+        BATCH * roofline.bytes_per_image(roofline.kernels(part, "fused", mode), BATCH, BYTES)
+        for part in (network, network._replace(blocks=()))
+    )
+    return total, whole - ends
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_inference_against_the_roofline(name):
+    """What the performance targets are computed from is what the launches move: whole models, blocks alone."""
+    counted, modelled = counted_and_modelled(name, "infer")
+    assert counted == pytest.approx(modelled, rel=0.05)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_training_against_the_roofline(name):
+    """The roofline has a kernel per gradient; one kernel for both, where that runs, moves less."""
+    with tuning.force("pointwise_backward", None):
+        counted, modelled = counted_and_modelled(name, "train")
+    assert counted == pytest.approx(modelled, rel=0.05)
+    merged, _ = counted_and_modelled(name, "train")
+    assert 0.9 * modelled < merged < modelled
 
 
 def test_counter_is_off_outside_and_nests():

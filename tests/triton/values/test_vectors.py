@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from effnet_fast.kernels import runtime
+from effnet_fast.kernels.runtime import INTERPRET
 
-from effnet_fast import reference
+from effnet_fast import BackendError, dispatch, ops, reference
 from effnet_fast.reference import ACTIVATIONS
 
 SHAPES = {"24": (3, 24, 9, 8), "17": (2, 17, 5, 3), "1x1 image": (70, 5, 1, 1)}
@@ -90,6 +92,34 @@ def test_squeeze_excite(kit, dtype, n, c, hidden, biases, acts):
     kit.dtype = torch.float32
     kit.check("squeeze_excite", kit.vector(n, c), *layers, *acts)
     kit.check("squeeze_excite_backward", kit.vector(n, c), kit.vector(n, c), *layers, *acts)
+
+
+def test_squeeze_excite_too_wide_for_a_tile():
+    """A hidden layer that no tile holds goes to the next backend, and to a user who chose Triton as an error."""
+    device = torch.device("cpu" if INTERPRET else "cuda")
+    for op in ("squeeze_excite", "squeeze_excite_backward"):
+        assert runtime.can_run(op, device, torch.float32, hidden=1024) == (True, "")
+        choice = dispatch.choose(op, device, torch.float32, ("triton", "reference"), hidden=1025)
+        assert choice.backend == "reference"
+        assert choice.passed_over == (
+            ("triton", "its squeeze-and-excite has at most 1024 hidden units, not 1025"),
+        )
+    pooled = torch.randn(1, 2, device=device, requires_grad=True)
+    w1, w2 = torch.randn(1025, 2, device=device), torch.randn(2, 1025, device=device)
+    with dispatch.use_backend("triton", "reference"):
+        ops.squeeze_excite(pooled, w1, None, w2, None).sum().backward()
+    assert pooled.grad.isfinite().all()
+    with (
+        dispatch.use_backend("triton"),
+        pytest.raises(BackendError, match="at most 1024 hidden units, not 1025"),
+    ):
+        ops.squeeze_excite(pooled, w1, None, w2, None)
+
+
+def test_squeeze_excite_of_the_widest_tile(kit):
+    layers = [kit.weight(1024, 9), kit.weight(1024), kit.weight(9, 1024), kit.weight(9)]
+    kit.check("squeeze_excite", kit.vector(2, 9), *layers)
+    kit.check("squeeze_excite_backward", kit.vector(2, 9), kit.vector(2, 9), *layers)
 
 
 @pytest.mark.parametrize("gate, pool_grad", [(True, True), (True, False), (False, True), (False, False)])
