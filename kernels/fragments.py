@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+from triton.language.target_info import cuda_capability_geq
 
 
 @triton.jit
@@ -119,13 +120,14 @@ def settle(x, INTERPRET: tl.constexpr):
 
     The compiler likes to recompute a cheap-looking operand of a dot in the dot's own layout, which means in every
     warp (8 times the SiLUs, and spills). It may not do so across an instruction that is declared to have effects.
+    On sm_100 Triton 3.8 cannot pipeline a loop with such an instruction; its operands go through shared memory there.
     """
     if INTERPRET:
         r = x
-    elif x.dtype.primitive_bitwidth == 32:
-        r = tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [x], x.dtype, is_pure=False, pack=1)
     else:
-        r = tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [x], x.dtype, is_pure=False, pack=2)
+        PURE: tl.constexpr = cuda_capability_geq(10) and not cuda_capability_geq(12)
+        PACK: tl.constexpr = 32 // x.dtype.primitive_bitwidth
+        r = tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [x], x.dtype, is_pure=PURE, pack=PACK)
     return r
 
 

@@ -9,7 +9,10 @@ from __future__ import annotations
 import re
 import subprocess
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +21,7 @@ from torch import Tensor
 from triton._C.libtriton import ir
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
+from triton.runtime import driver
 
 #: Shared memory a block may have, in bytes (CUDA C++ programming guide, technical specifications).
 SHARED_LIMIT = {75: 64 << 10, 80: 163 << 10, 90: 227 << 10, 100: 227 << 10, 120: 99 << 10}
@@ -76,6 +80,18 @@ def _options(launch: Launch) -> dict[str, Any]:
     return {**options, "enable_fp_fusion": True}
 
 
+@contextmanager
+def _active(target: GPUTarget) -> Iterator[None]:
+    """Kernels that ask for the GPU's architecture while they are compiled hear of ``target``."""
+    # reset_active() would look for a GPU.
+    before = driver._active
+    driver.set_active(SimpleNamespace(get_current_target=lambda: target))
+    try:
+        yield
+    finally:
+        driver.set_active(before)
+
+
 def first_stage(launch: Launch, capability: int) -> str:
     """Triton's IR of a launch: what the front end makes of it, in milliseconds. Fails where compiling would."""
     target = GPUTarget("cuda", capability, 32)
@@ -85,13 +101,15 @@ def first_stage(launch: Launch, capability: int) -> str:
     ir.load_dialects(context)
     backend.load_dialects(context)
     codegen = backend.get_codegen_implementation(options)
-    return str(_source(launch).make_ir(target, options, codegen, backend.get_module_map(), context))
+    with _active(target):
+        return str(_source(launch).make_ir(target, options, codegen, backend.get_module_map(), context))
 
 
 def compile_launch(launch: Launch, capability: int) -> Report:
     """Compile for an NVIDIA GPU of ``capability`` (90 is sm_90)."""
     target = GPUTarget("cuda", capability, 32)
-    compiled = triton.compile(_source(launch), target=target, options=_options(launch))
+    with _active(target):
+        compiled = triton.compile(_source(launch), target=target, options=_options(launch))
     ptx = compiled.asm["ptx"]
     registers, spills = _resources(compiled.asm["cubin"])
     found = _TENSOR_CORE.search(ptx)
