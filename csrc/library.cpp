@@ -38,6 +38,14 @@ STABLE_TORCH_LIBRARY(effnet_fast_native, m) {
   m.def(
       "gate_and_norm_sums(Tensor g, Tensor x, Tensor scale, Tensor shift, int act, Tensor mean, Tensor invstd, "
       "Tensor? gate, bool write) -> (Tensor, Tensor)");
+  // The 1x1 convolution between the forming of its operand and what is made of its result (csrc/cpu/pointwise.h), fp32.
+  m.def(
+      "pointwise_forward(Tensor x, Tensor weight, Tensor? scale, Tensor? shift, int act, Tensor? gate, bool stats) "
+      "-> (Tensor, Tensor)");
+  m.def(
+      "pointwise_data_grad(Tensor dy, Tensor weight, Tensor(a!) dx, Tensor? z, Tensor? a, Tensor? b, Tensor? c, "
+      "Tensor? mean, Tensor? row_scale, Tensor? input, Tensor? scale, Tensor? shift, int act, "
+      "Tensor? in_mean, Tensor? in_invstd, Tensor? gate, bool write) -> (Tensor, Tensor, Tensor)");
   // A compiled network (csrc/cpu/network.h): bytes of workspace, number of steps and shape of `out` for one input
   // shape; and the network itself. `times` receives the clock, in ns, before the first step and after each, with the
   // kind of step in the highest byte.

@@ -330,7 +330,13 @@ def run_all() -> list[Tensor]:
         out += cpu.depthwise(x, weight, 2, (2, 2, 2, 2), stats=True)
         out += [kernels().channel_stats(x), cpu.batch_norm_reduce(dy, z, norm(70))]
         out += kernels().gate_and_norm_sums(dy, z, *affine(70), 1, *norm(70), torch.rand(3, 70), True)
-        out.append(kernels().batch_norm_input_grad(dy, z, *bn_grad(70), torch.rand(3)))
+        out.append(kernels().batch_norm_input_grad(dy, z, *bn_grad(70), torch.rand(3), None, None, 0))
+    # The products; fp32 and both of them wide, so that the native ones run.
+    wide, narrow, gate = image(3, 70, 20, 19), image(3, 40, 20, 19), torch.rand(3, 70)
+    weight, dx = torch.randn(40, 70), torch.empty_like(wide)
+    out += kernels().pointwise_forward(wide, weight, *affine(70), 1, gate, True)
+    vectors = (*bn_grad(40), torch.rand(3), wide, *affine(70), 1, *norm(70), gate, True)
+    out += [*kernels().pointwise_data_grad(narrow, weight, dx, narrow, *vectors), dx]
     return [t for t in out if t is not None]
 
 
@@ -406,6 +412,20 @@ BAD_CALLS: dict[str, tuple[Any, str]] = {
         r"batch_norm_reduce: dy: expected shape",
     ),
     "stats-rank": (lambda x, w: kernels().channel_stats(x[0]), "channel_stats: z: expected rank 4"),
+    "product-weight": (
+        lambda x, w: kernels().pointwise_forward(x, torch.randn(4, 7), None, None, 0, None, False),
+        r"pointwise_forward: weight: expected shape \[4, 8\], got \[4, 7\]",
+    ),
+    "product-dtype": (
+        lambda x, w: kernels().pointwise_forward(x, torch.randn(4, 8).bfloat16(), None, None, 0, None, False),
+        "pointwise_forward: weight: expected float32",
+    ),
+    "product-dx": (
+        lambda x, w: kernels().pointwise_data_grad(
+            x, torch.randn(8, 4), torch.empty(2, 4, 6, 6), *(None,) * 6, None, None, None, 0, *(None,) * 3, False
+        ),
+        "pointwise_data_grad: dx: expected channels_last memory",
+    ),
     "gate": (
         lambda x, w: kernels().gate_and_norm_sums(x, x, *affine(8), 1, *norm(8), torch.rand(2, 7), True),
         r"gate: expected shape \[2, 8\], got \[2, 7\]",

@@ -105,18 +105,6 @@ Tensor batch_norm_input_grad(const Tensor& dy, const Tensor& z, const Tensor& a,
   return dz;
 }
 
-// out[part, n, c] = sum over bands of partial[n, band, part, c], always in the same order.
-void merge_bands(const TrainingParams& p, int64_t parts, float* out) {
-  std::fill_n(out, parts * p.batch * p.channels, 0.0f);
-  const float* from = p.partial;
-  for (int64_t task = 0; task < p.tasks(); ++task) {
-    for (int64_t part = 0; part < parts; ++part) {
-      float* to = out + (part * p.batch + task / p.plan.bands) * p.channels;
-      for (int64_t c = 0; c < p.channels; ++c) to[c] += *from++;
-    }
-  }
-}
-
 std::tuple<Tensor, Tensor> gate_and_norm_sums(const Tensor& g, const Tensor& x, const Tensor& scale,
                                               const Tensor& shift, int64_t act, const Tensor& mean,
                                               const Tensor& invstd, const OptionalTensor& gate, bool write) {
@@ -134,7 +122,7 @@ std::tuple<Tensor, Tensor> gate_and_norm_sums(const Tensor& g, const Tensor& x, 
   const Tensor partial = pass.new_partial(5);
   pass.run(EFFNET_SELECT_ISA(gate_and_norm_sums_tasks));
   Tensor sums = new_vector({5, p.batch, p.channels});
-  merge_bands(p, 5, sums.mutable_data_ptr<float>());
+  merge_bands(p.partial, p.batch, p.plan.bands, 5, p.channels, sums.mutable_data_ptr<float>());
   return {sums, activation};
 }
 

@@ -27,6 +27,18 @@ inline BandPlan plan_bands(int64_t batch, int64_t rows) {
   return {band_tiles * kTileRows, std::max<int64_t>((tiles + band_tiles - 1) / band_tiles, 1)};
 }
 
+// out[part, n, c] = sum over bands of partial[n, band, part, c], always in the same order.
+inline void merge_bands(const float* partial, int64_t batch, int64_t bands, int64_t parts, int64_t channels,
+                        float* out) {
+  std::fill_n(out, parts * batch * channels, 0.0f);
+  for (int64_t task = 0; task < batch * bands; ++task) {
+    for (int64_t part = 0; part < parts; ++part) {
+      float* to = out + (part * batch + task / bands) * channels;
+      for (int64_t c = 0; c < channels; ++c) to[c] += *partial++;
+    }
+  }
+}
+
 // All tensors of one size [batch, rows, channels], dense, of one dtype; vectors are fp32; null is a part left out.
 struct TrainingParams {
   const void* dy;  // or the gradient G of the gated activation

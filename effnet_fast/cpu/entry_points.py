@@ -25,6 +25,8 @@ def kernels() -> SimpleNamespace:
             "channel_stats",
             "gate_and_norm_sums",
             "mbconv_inference",
+            "pointwise_data_grad",
+            "pointwise_forward",
         ),
     )
     return SimpleNamespace(**{name: getattr(native.ops(), name).default for name in names})

@@ -1,4 +1,4 @@
-"""The 1x1 convolution and its backward: PyTorch's GEMM between native passes.
+"""The 1x1 convolution and its backward: one native pass where that is faster, or PyTorch's GEMM between passes.
 
 In training both work on a few images at a time, so that what a pass wrote is still in cache when the GEMM reads it,
 and the other way round.
@@ -37,6 +37,10 @@ def pointwise(
     out_channels = weight.shape[0]
     finish = affine is not None or act != "none" or row_scale is not None or residual is not None or pool
     if not finish and (stats or in_affine is not None):
+        if _is_fused(x, weight):
+            scale, shift = in_affine or (None, None)
+            y, moments = kernels().pointwise_forward(x, weight, scale, shift, NUMBER[in_act], gate, stats)
+            return ConvOut(y, None, moments if stats else None)
         return _raw(x, weight, in_affine, in_act, gate, stats)
     if (
         gate is not None
@@ -84,9 +88,21 @@ def pointwise_backward(
     dx = _new_image(x, channels) if need_dx else None
     dweight = torch.zeros(weight.shape, dtype=torch.float32) if need_dw else None
     sums = torch.empty(5, n, channels, dtype=torch.float32) if in_affine is not None else None
+    fused = in_affine is not None and in_norm is not None and _is_fused(x, weight)
     for images in _groups(x, max(channels, weight.shape[0])):
         here = x[images]
         row_gate = None if gate is None else gate[images]
+        if fused:
+            assert dx is not None and sums is not None and in_affine is not None and in_norm is not None
+            dz, a, sums[:, images] = kernels().pointwise_data_grad(
+                *(dy[images], weight, dx[images], None if z is None or grad is None else z[images]),
+                *(grad if z is not None and grad is not None else (None,) * 4),
+                None if row_scale is None else row_scale[images],
+                *(here, *in_affine, NUMBER[in_act], *in_norm, row_gate, need_dw),
+            )
+            if dweight is not None:
+                _accumulate(dweight, _rows(dz if dz.numel() else dy[images]).t(), _rows(a))
+            continue
         dz = _input_grad(dy[images], z, grad, row_scale, images)
         if dx is not None:
             _multiply(dz, weight, dx[images])
@@ -107,6 +123,11 @@ def pointwise_backward(
         if dweight is not None:
             _accumulate(dweight, _rows(dz).t(), _rows(a))
     return ConvGrad(dx, dweight, sums)
+
+
+def _is_fused(x: Tensor, weight: Tensor) -> bool:
+    """Whether the native product serves: fp32, and columns enough to beat PyTorch's (16: 0.8x, from 24 on 1.05x up)."""
+    return x.dtype == torch.float32 == weight.dtype and min(x.shape[0], weight.shape[0] - 16) > 0
 
 
 def _raw(
