@@ -31,10 +31,6 @@ REFUSED: dict[str, tuple[Callable[[nn.Module], object], str]] = {
         "ParametrizedConv2d is not nn.Conv2d",
     ),
     "old-weight-norm": (lambda m: nn.utils.spectral_norm(m.block[1][0]), "a hook is registered"),
-    "sync-batch-norm": (
-        lambda m: m.block[0].__setitem__(1, nn.SyncBatchNorm.convert_sync_batchnorm(m.block[0][1])),
-        "SyncBatchNorm after the expand convolution",
-    ),
     "group-norm": (lambda m: m.block[1].__setitem__(1, nn.GroupNorm(4, 32)), "GroupNorm after the depthwise"),
     "activation": (lambda m: m.block[0].__setitem__(2, nn.GELU()), "activation GELU has no fused kernel"),
     "conv-bias": (

@@ -99,7 +99,7 @@ def stock_model(job: Job, device: torch.device, state: dict[str, Tensor] | None 
         state: the state dict of the same model made before; ``None``: make one.
     """
     torch.manual_seed(SEED)
-    build, _, _ = parse(job.model)
+    build, _, member = parse(job.model)
     model = build().to(device)
     if state is not None:
         model.load_state_dict(state)
@@ -108,8 +108,10 @@ def stock_model(job: Job, device: torch.device, state: dict[str, Tensor] | None 
     momenta = [m.momentum for m in norms]
     for norm in norms:
         norm.momentum = 1.0
-    # At the job's own size: with statistics of smaller images the logits of B7 reach 1e5 at 600 pixels.
-    size, count = job.resolution, 8 if job.resolution < 256 else 2
+    # At the job's own size: with statistics of smaller images the logits of B7 reach 1e5 at 600 pixels. Large enough that
+    # the last stage has statistics; other people's networks may take one size only.
+    size = max(96, job.resolution) if member else job.resolution
+    count = 8 if size < 256 else 2
     with torch.no_grad():
         model.train()(torch.randn(count, 3, size, size, device=device))
     for norm, momentum in zip(norms, momenta, strict=True):
