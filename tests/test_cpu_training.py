@@ -422,7 +422,16 @@ BAD_CALLS: dict[str, tuple[Any, str]] = {
     ),
     "product-dx": (
         lambda x, w: kernels().pointwise_data_grad(
-            x, torch.randn(8, 4), torch.empty(2, 4, 6, 6), *(None,) * 6, None, None, None, 0, *(None,) * 3, False
+            x,
+            torch.randn(8, 4),
+            torch.empty(2, 4, 6, 6),
+            *(None,) * 6,
+            None,
+            None,
+            None,
+            0,
+            *(None,) * 3,
+            False,
         ),
         "pointwise_data_grad: dx: expected channels_last memory",
     ),
