@@ -301,7 +301,11 @@ def test_every_configuration(kit, dtype, kernel):
             "batch_norm_finalize", kit.positive(9, 3, c).add(1), kit.vector(c), kit.vector(c), 1e-3
         ),
         "batch_norm_fold": lambda: kit.check("batch_norm_fold", None, None, *stats.vectors[:2], 1e-3),
+        "channel_stats": lambda: kit.check("channel_stats", x),
         "batch_norm_reduce": lambda: kit.check("batch_norm_reduce", x, x, kit.norm(c)),
+        "batch_norm_act_grad": lambda: kit.check(
+            "batch_norm_act_grad", x, x, kit.grad(c), affine=kit.affine(c), act="silu"
+        ),
         "batch_norm_backward_finalize": lambda: kit.check(
             "batch_norm_backward_finalize", kit.vector(9, 2, c), 7, stats, True
         ),
