@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from effnet_fast.bench import results
+from effnet_fast.bench.providers import is_ours
 from effnet_fast.bench.report import Device, duels, figures, load
 from effnet_fast.bench.report.data import group, job, shape_job
 from effnet_fast.bench.stats import geometric_mean
@@ -60,7 +61,12 @@ def _device(folder: str, device: Device) -> str:
                 f"| {ours['provider']} | {other['images_per_second']:,.1f} ({other['provider']}) | {duel.speedup:.2f}x "
                 f"| {over_eager} |"
             )
-        lines += ["", losses([duel.speedup for duel in models]), ""]
+        lines += [
+            "",
+            losses([duel.speedup for duel in models]),
+            *failures(device, [d.job for d in models]),
+            "",
+        ]
     shapes = _shapes(device)
     if shapes:
         lines += [
@@ -74,6 +80,16 @@ def _device(folder: str, device: Device) -> str:
         if path.exists():
             lines += [f"![{name}](docs/figures/{folder}/{name}.png)", ""]
     return "\n".join(lines) if models or shapes else ""
+
+
+def failures(device: Device, jobs: list[tuple[object, ...]]) -> list[str]:
+    """A line for every baseline that is missing from a comparison because it failed or its time ran out."""
+    return [
+        f"Not in the comparison: {row['provider']} for {row['model']} {row['mode']}, batch {row['batch']}, {row['dtype']} "
+        f"({row['status']}: {row['reason']})."
+        for row in device.models
+        if row["status"] not in ("ok", "unavailable") and not is_ours(row["provider"]) and job(row) in jobs
+    ]
 
 
 def losses(speeds: list[float]) -> str:

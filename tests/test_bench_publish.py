@@ -118,6 +118,18 @@ def test_the_section_shows_device_dates_and_losses(
     assert "2031-05-06 and 2031-06-01" in text and "load average up to 3.5" in text
 
 
+def test_the_section_names_baselines_that_failed(
+    scripts: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scripts.publish, "RESULTS", tmp_path / "results")
+    failed = make_row("onnxruntime", None)
+    scripts.publish.file_results([_e2e(tmp_path, "2031-05-06", [*_rows(3.0), failed])])
+    text = scripts.readme.section(tmp_path / "results")
+    assert (
+        "Not in the comparison: onnxruntime for b0 infer, batch 2, fp32 (out of memory: too large)." in text
+    )
+
+
 def test_a_gpu_is_mentioned_only_with_its_results(scripts: SimpleNamespace, tmp_path: Path) -> None:
     assert "nothing is claimed for" in scripts.readme.section(tmp_path / "none")
     folder = tmp_path / "results" / "gpu"
