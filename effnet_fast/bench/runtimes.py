@@ -72,7 +72,8 @@ def openvino_step(model: nn.Module, x: Tensor, job: Job) -> Callable[[], Tensor]
     pixels = openvino.Tensor(x.numpy(), shared_memory=True)
     request.set_input_tensor(pixels)
 
-    def step() -> Tensor:
+    # The request points into the images' memory without keeping it: whoever has the step must keep them.
+    def step(images: tuple[Tensor, Any] = (x, pixels)) -> Tensor:
         request.infer()
         return torch.from_numpy(request.get_output_tensor().data)
 
