@@ -99,6 +99,9 @@ struct Gemm {
   int64_t pixels_ahead;
 };
 
+// Columns of a row that the depthwise convolution computes at once.
+constexpr int64_t kTileColumns = 40;
+
 constexpr int64_t kPackedPixels = 256;  // of an image, in one item of packing
 
 // Something to bring into a kernel's order: a weight [outputs, depth], each row times its scale (null: 1), into panels
@@ -153,6 +156,7 @@ struct Step {
   Activation depthwise_act;
   Panels chunks;
   int64_t bands, band_rows, step_rows, ring_rows, ring_columns;
+  bool stream;  // the output goes past the caches
   // [images, out_height, channels made a multiple of 16] sums of y, or null.
   float* sums;
 

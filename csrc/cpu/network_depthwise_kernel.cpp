@@ -5,6 +5,10 @@
 #include "network_act.h"
 #include "network_kernels.h"
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
 namespace effnet::cpu::EFFNET_ISA {
 namespace {
 
@@ -88,6 +92,31 @@ Vec store_row(const float* row, int64_t columns, Vec bias, T* y, int64_t stride)
   return sum;
 }
 
+// To memory past the caches, for what is read again only after more than they hold has been written: saves reading
+// each line before it is written. Both ends are multiples of 32 bytes.
+EFFNET_INLINE void stream(void* to, const void* from, int64_t bytes) {
+#if defined(__AVX__)
+  for (int64_t i = 0; i < bytes; i += 32) {
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(static_cast<char*>(to) + i),
+                        _mm256_load_si256(reinterpret_cast<const __m256i*>(static_cast<const char*>(from) + i)));
+  }
+#elif defined(__SSE2__)
+  for (int64_t i = 0; i < bytes; i += 16) {
+    _mm_stream_si128(reinterpret_cast<__m128i*>(static_cast<char*>(to) + i),
+                     _mm_load_si128(reinterpret_cast<const __m128i*>(static_cast<const char*>(from) + i)));
+  }
+#else
+  std::memcpy(to, from, static_cast<size_t>(bytes));
+#endif
+}
+
+// Before other threads are told of what was streamed.
+EFFNET_INLINE void finish_streaming() {
+#if defined(__SSE2__)
+  _mm_sfence();
+#endif
+}
+
 // One row's run of expanded pixels into the ring: to[width groups][ring plane], from[pixels][kPanel].
 template <Activation kAct, bool kCoarse>
 void activate_columns(const float* from, int64_t pixels, int64_t width, const float* bias, float* to, int64_t plane) {
@@ -114,6 +143,7 @@ class Item {
     plane_ = s.ring_rows * s.ring_columns * kGroup;
     block_ = ring_ + kPanelGroups * plane_;
     row_ = block_ + kBlockPixels * kPanel;
+    streamed_ = reinterpret_cast<T*>(row_ + kTileColumns * kGroup);
     in_ = static_cast<const T*>(s.in.data) + image_ * s.in.image_stride;
     out_ =
         static_cast<T*>(s.out.data) + image_ * s.out.image_stride + first_group_ * kGroup * s.out_height * s.out_width;
@@ -128,8 +158,9 @@ class Item {
       const int64_t bottom = std::min((end - 1) * s_.stride - s_.pad_top + s_.kernel, s_.height);
       if (next < bottom) fill(next, bottom);
       next = std::max(next, bottom);
-      for (int64_t r = row; r < end; ++r) compute(r);
+      compute(row, end);
     }
+    if (s_.stream) finish_streaming();
   }
 
  private:
@@ -188,33 +219,49 @@ class Item {
     }
   }
 
-  void compute(int64_t row) {
-    const int64_t top = row * s_.stride - s_.pad_top;
-    const int64_t first = std::max<int64_t>(top, 0), end = std::min(top + s_.kernel, s_.height);
-    T* y = out_ + row * s_.out_width * width_ * kGroup;
-    float* sums = s_.sums == nullptr
-                      ? nullptr
-                      : s_.sums + ((image_ * s_.out_height + row) * s_.chunks.groups + first_group_) * kGroup;
-    for (int64_t group = 0; group < width_; ++group) {
-      const float* weights = s_.taps + (first_group_ + group) * s_.kernel * s_.kernel * kGroup;
-      for (int64_t c = 0; c < kGroup; c += kLanes) {
-        Rows taps;
-        taps.count = 0;
-        for (int64_t r = first; r < end; ++r) {
-          taps.rows[taps.count] = ring_row(r) + group * plane_ + c;
-          taps.weights[taps.count++] = weights + (r - top) * s_.kernel * kGroup + c;
-        }
-        convolve_(taps, s_.out_width, row_);
-        const Vec bias = load(s_.taps_bias + (first_group_ + group) * kGroup + c);
-        const Vec sum = store_(row_, s_.out_width, bias, y + group * kGroup + c, width_ * kGroup);
-        if (sums != nullptr) store(sums + group * kGroup + c, sum);
+  // Output rows [first, last), a few columns at a time: what one row has read is still in the nearest cache for the
+  // next.
+  void compute(int64_t first, int64_t last) {
+    const int64_t tiles = divide_up(s_.out_width, kTileColumns);
+    for (int64_t tile = 0; tile < tiles; ++tile) {
+      const int64_t column = tile * s_.out_width / tiles, end = (tile + 1) * s_.out_width / tiles;
+      for (int64_t channel = 0; channel < width_ * kGroup; channel += kLanes) {
+        for (int64_t row = first; row < last; ++row) compute_tile(row, column, end, channel, y_of(row, column, first));
+      }
+      if (!s_.stream) continue;
+      for (int64_t row = first; row < last; ++row) {
+        stream(out_ + (row * s_.out_width + column) * width_ * kGroup, y_of(row, column, first),
+               (end - column) * width_ * kGroup * sizeof(T));
       }
     }
   }
 
+  // Where a tile's outputs go: what is streamed to memory must first fill whole lines.
+  T* y_of(int64_t row, int64_t column, int64_t first) const {
+    if (s_.stream) return streamed_ + (row - first) * kTileColumns * kPanel;
+    return out_ + (row * s_.out_width + column) * width_ * kGroup;
+  }
+
+  void compute_tile(int64_t row, int64_t column, int64_t end, int64_t channel, T* y) {
+    const int64_t top = row * s_.stride - s_.pad_top, bottom = std::min(top + s_.kernel, s_.height);
+    const int64_t group = channel / kGroup, lane = channel % kGroup, from = first_group_ * kGroup + channel;
+    const float* weights = s_.taps + (first_group_ + group) * s_.kernel * s_.kernel * kGroup + lane;
+    Rows taps;
+    taps.count = 0;
+    for (int64_t r = std::max<int64_t>(top, 0); r < bottom; ++r) {
+      taps.rows[taps.count] = ring_row(r) + group * plane_ + column * s_.stride * kGroup + lane;
+      taps.weights[taps.count++] = weights + (r - top) * s_.kernel * kGroup;
+    }
+    convolve_(taps, end - column, row_);
+    const Vec sum = store_(row_, end - column, load(s_.taps_bias + from), y + channel, width_ * kGroup);
+    if (s_.sums == nullptr) return;
+    float* sums = s_.sums + (image_ * s_.out_height + row) * s_.chunks.groups * kGroup + from;
+    store(sums, column == 0 ? sum : load(sums) + sum);
+  }
+
   const Step& s_;
   const T* in_;
-  T* out_;
+  T *out_, *streamed_;
   float *ring_, *block_, *row_;
   int64_t chunk_, band_, image_, width_, first_group_, plane_;
   decltype(&convolve<3, 1>) convolve_ = select_convolve(s_.kernel, s_.stride);

@@ -14,6 +14,7 @@ struct Tile {
   const T* b;        // the panel from the tile's first column on
   int64_t b_stride;  // elements from row (bfloat16: pair of rows) to row
   float* out;        // [rows][kPanel]
+  int64_t ahead;     // > 0: fetch the pixels so many further on
 };
 
 // A vector of columns is as wide as a register or half of that: where a register has 64 bytes, instructions of 32 take
@@ -138,6 +139,13 @@ struct Columns<BFloat16, V> {
 };
 #endif
 
+template <class T>
+EFFNET_INLINE void fetch(const T* from, int64_t elements) {
+  const char* line = reinterpret_cast<const char*>(from);
+  const char* const end = reinterpret_cast<const char*>(from + elements);
+  for (; line < end; line += 64) __builtin_prefetch(line, 0, 2);
+}
+
 template <class T, int kRows, int kVectors, bool kHalf>
 void multiply_tile(const Tile<T>& tile) {
   constexpr int kPair = kIsHalf<T> ? 2 : 1;
@@ -155,6 +163,8 @@ void multiply_tile(const Tile<T>& tile) {
     const int64_t stride = segment.pixel_stride;
     const T* a = tile.a + segment.offset + tile.first * stride;
     const T* const end = a + segment.length;
+    // A little with every segment: all of it at once is more than can be under way, and the tile would wait.
+    if (tile.ahead > 0) fetch(a + tile.ahead * stride, kRows * stride);
     for (; a != end; a += kPair) {
       Columns<T, Float> columns[kVectors];
       Columns<T, HalfFloat> half;
@@ -228,16 +238,6 @@ void multiply_tile_of(const Tile<T>& tile, int rows, int vectors, bool half) {
 }
 
 template <class T>
-void fetch_ahead(const T* a, const Gemm& gemm, int64_t first, int64_t pixels) {
-  for (int64_t s = 0; s < gemm.segment_count; ++s) {
-    const Segment& segment = gemm.segments[s];
-    const char* line = reinterpret_cast<const char*>(a + segment.offset + first * segment.pixel_stride);
-    const char* const end = line + pixels * segment.pixel_stride * static_cast<int64_t>(sizeof(T));
-    for (; line < end; line += 64) __builtin_prefetch(line, 0, 2);
-  }
-}
-
-template <class T>
 void multiply_all(const T* a, const Gemm& gemm, int64_t first, int pixels, const void* weights, int64_t panel,
                   float* out) {
   constexpr int kPair = kIsHalf<T> ? 2 : 1;
@@ -259,10 +259,8 @@ void multiply_all(const T* a, const Gemm& gemm, int64_t first, int pixels, const
                          first + row,
                          b + vector * kLanes * kPair,
                          width * kGroup * kPair,
-                         out + row * kPanel + vector * kLanes};
-      if (gemm.pixels_ahead > 0 && part == 0) {
-        fetch_ahead(a, gemm, first + row + gemm.pixels_ahead, row_end - row);
-      }
+                         out + row * kPanel + vector * kLanes,
+                         part == 0 ? gemm.pixels_ahead : 0};
       multiply_tile_of(tile, row_end - row, vector_end - vector, half);
       row = row_end;
     }

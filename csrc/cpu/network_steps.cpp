@@ -6,7 +6,10 @@ namespace effnet::cpu {
 namespace {
 
 // A thread's ring should leave room in 1 MB of second-level cache for the rows of x and the weights.
-constexpr int64_t kRingBytes = 128 << 10;
+constexpr int64_t kRingBytes = 256 << 10;
+// The depthwise output of a step goes past the caches if it is larger: hardly any of it would still be there when it is
+// read, and a line that is written through the caches is read first (150 x 150 x 288 in fp32 takes a fifth longer).
+constexpr int64_t kStreamBytes = 8 << 20;
 // What a block of pixels of the projection reads, over and over, once per panel.
 constexpr int64_t kProjectBytes = 256 << 10;
 
@@ -143,11 +146,15 @@ void StepBuilder::cut_depthwise(Step* step, int64_t depth) const {
   const int64_t row_bytes = step->ring_columns * kPanel * 4;
   // Rows are made several at a time: 32 pixels and more fill the matrix product's tiles.
   const int64_t fit = (kRingBytes / row_bytes - step->kernel) / step->stride + 1;
-  const int64_t enough = divide_up(64, step->width * step->stride);
+  // Two output rows at least share what their tiles have read.
+  const int64_t enough = std::max<int64_t>(divide_up(64, step->width * step->stride), 2);
   step->step_rows = std::clamp<int64_t>(std::min(fit, enough), 1, step->band_rows);
   step->ring_rows = (step->step_rows - 1) * step->stride + step->kernel;
   step->items = step->images * step->chunks.count * step->bands;
-  step->scratch_floats = step->ring_rows * row_bytes / 4 + kBlockFloats + step->out_width * kGroup;
+  const int64_t outputs = step->images * step->out_height * step->out_width * step->chunks.groups * kGroup;
+  step->stream = outputs * element() >= kStreamBytes;
+  const int64_t tile_floats = kTileColumns * kGroup + (step->stream ? step->step_rows * kTileColumns * kPanel : 0);
+  step->scratch_floats = step->ring_rows * row_bytes / 4 + kBlockFloats + tile_floats;
 }
 
 // Threads share an image's pixels, each reading all weights, or where those are larger than all pixels (and the
