@@ -5,7 +5,11 @@ find_package(pybind11 CONFIG REQUIRED)
 
 pybind11_add_module(_C MODULE csrc/bindings.cpp)
 string(STRIP "${CMAKE_CXX_FLAGS} ${CMAKE_CXX_FLAGS_RELEASE}" flags)
-string(REPLACE ";" " " isas "${EFFNET_CPU_ISAS}")
+set(isas ${EFFNET_CPU_ISAS})
+if(EFFNET_COMPILES_amx)
+  list(APPEND isas amx)
+endif()
+string(REPLACE ";" " " isas "${isas}")
 target_compile_definitions(
   _C
   PRIVATE EFFNET_VERSION="${EFFNET_VERSION}"

@@ -5,6 +5,7 @@
 #include <array>
 #include <string>
 
+#include "common/amx_cpuid.h"
 #include "cuda/planner.h"
 
 namespace py = pybind11;
@@ -37,6 +38,7 @@ py::dict cpu_features() {
   features["avx512dq"] = __builtin_cpu_supports("avx512dq") != 0;
   features["avx512vl"] = __builtin_cpu_supports("avx512vl") != 0;
   features["avx512_bf16"] = __builtin_cpu_supports("avx512bf16") != 0;
+  features["amx_bf16"] = effnet::cpu_has_amx();
 #elif defined(__aarch64__)
   features["architecture"] = "arm64";
   features["neon"] = true;  // part of every arm64

@@ -136,6 +136,8 @@ def native_libraries() -> dict[str, Any]:
             "fix": state.fix or None,
             **state.facts,
         }
+    if report["_ops"]["loaded"]:
+        report["cpu_isa"] = native.cpu_isa()
     if report["_C"]["loaded"]:
         report["build_info"] = dict(native.host().build_info())
         report["cpu_features"] = dict(native.host().cpu_features())

@@ -26,6 +26,8 @@ from . import build
 NAMESPACE = "effnet_fast_native"
 #: Builds what can be built, and says which command adds the tools that are missing.
 REBUILD = "effnet-fast build"
+#: Instruction sets of the CPU kernels, by number for the entry point ``cpu_isa`` and by name for EFFNET_FAST_CPU_ISA.
+ISAS = ("baseline", "avx2", "avx512", "avx512bf16", "amx")
 
 _lock = threading.Lock()
 _host: ModuleType | None = None
@@ -81,6 +83,15 @@ def ops() -> Any:
     if not loaded:
         raise ImportError(f"effnet_fast: native library _ops is missing: {reason}")
     return getattr(torch.ops, NAMESPACE)
+
+
+def cpu_isa() -> str:
+    """The instruction set that the CPU kernels use now.
+
+    Raises:
+        ImportError: as :func:`ops`.
+    """
+    return ISAS[ops().cpu_isa(-1)]
 
 
 def _refused(reason: str, fix: str = "", path: Path | None = None) -> Status:

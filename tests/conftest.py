@@ -19,6 +19,9 @@ for variable in [name for name in os.environ if name.startswith("EFFNET_FAST_") 
 
 SEED = 20190528
 
+#: effnet_fast.native.ISAS, which is not imported here: some tests choose what the package sees when it is imported.
+ISAS = ("baseline", "avx2", "avx512", "avx512bf16", "amx")
+
 # `with torch.device(...)` remembers the constructors of its first use; these must be torch's own, not poisoned ones.
 _device_constructors()
 
@@ -35,6 +38,20 @@ def seed() -> int:
     else:
         numpy.random.seed(SEED)  # noqa: NPY002 (the global generator is what libraries draw from)
     return SEED
+
+
+@pytest.fixture(params=ISAS)
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Runs a test on every instruction set of the CPU kernels; skipped where the processor or the build lacks it."""
+    from effnet_fast import native
+
+    assert native.ISAS == ISAS
+    number = ISAS.index(request.param)
+    if native.ops().cpu_isa(number) != number:
+        native.ops().cpu_isa(len(ISAS) - 1)
+        pytest.skip(f"no {request.param} here")
+    yield request.param
+    native.ops().cpu_isa(len(ISAS) - 1)
 
 
 def _poisoned(allocate: Callable[..., Any]) -> Callable[..., Any]:

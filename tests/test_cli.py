@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import effnet_fast
-from effnet_fast import cli, labels
+from effnet_fast import cli, labels, native
 from effnet_fast.cli import main
 from effnet_fast.cli.classify import summary, top_classes
 from effnet_fast.cli.output import Output
@@ -107,6 +107,8 @@ def test_info_json(command: Callable[..., Result]) -> None:
     report = json.loads(command("info", "--no-devices", "--json")[1])
     assert report["packages"]["torch"] == torch.__version__.split("+")[0]
     assert report["backends"]["cpu"]["depthwise"]["reference"] == "ok"
+    if native.available("_ops")[0]:
+        assert report["native"]["cpu_isa"] == native.cpu_isa()
     assert "devices" not in report
 
 

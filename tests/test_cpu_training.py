@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -22,19 +21,7 @@ pytestmark = pytest.mark.skipif(
     not native.available("_ops")[0], reason=native.available("_ops")[1] or "native"
 )
 
-ISAS = {"baseline": 0, "avx2": 1, "avx512": 2, "avx512bf16": 3}
 DTYPES = (torch.float32, torch.bfloat16)
-
-
-def set_isa(name: str) -> None:
-    if native.ops().cpu_isa(ISAS[name]) != ISAS[name]:
-        pytest.skip(f"no {name} here")
-
-
-@pytest.fixture(autouse=True)
-def restore_isa() -> Iterator[None]:
-    yield
-    native.ops().cpu_isa(max(ISAS.values()))
 
 
 def image(n: int, c: int, h: int, w: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -109,14 +96,12 @@ def assert_statistics(z: Tensor, partials: Tensor, variance: float = 1e-5) -> No
     torch.testing.assert_close(merged.var, exact.var, rtol=variance, atol=1e-12)
 
 
-@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_statistics_far_from_zero(isa: str, dtype: torch.dtype) -> None:
     """Mean 1000, deviation 0.01: a sum of squares would have no digit left.
 
     The means of the parts are rounded to 6e-5, which is in their merged variance.
     """
-    set_isa(isa)
     for shape in ((3, 37, 29, 31), (1, 8, 1, 2), (2, 1, 9, 9), (5, 130, 7, 7)):
         z = (1e3 + 1e-2 * torch.randn(shape)).contiguous(memory_format=torch.channels_last).to(dtype)
         assert_statistics(z, kernels().channel_stats(z), 5e-3)
@@ -163,11 +148,9 @@ def random_stencil(draw: random.Random) -> tuple[tuple[Any, ...], dict[str, Any]
     return args, facts
 
 
-@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("block", range(6))
 def test_depthwise_backward_on_random_shapes(isa: str, block: int) -> None:
     """6 x 40 cases; every instruction set sees the same ones."""
-    set_isa(isa)
     draw = random.Random(block)
     for _ in range(40):
         args, facts = random_stencil(draw)
@@ -205,11 +188,9 @@ def test_depthwise_backward_where_padding_meets_size(
 POINTWISE = [(1, 16, 9, 9), (3, 24, 7, 5), (2, 7, 1, 1), (0, 8, 4, 4), (1, 200, 2, 2), (5, 33, 40, 41)]
 
 
-@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", POINTWISE)
 def test_pointwise_backward(isa: str, dtype: torch.dtype, shape: tuple[int, int, int, int]) -> None:
-    set_isa(isa)
     n, c, h, w = shape
     for out_channels in (3, 40):
         dy, z = image(n, out_channels, h, w, dtype), image(n, out_channels, h, w, dtype)
@@ -247,10 +228,8 @@ def test_pointwise_forward_with_statistics(dtype: torch.dtype, shape: tuple[int,
                 assert_statistics(got.y, got.stats)
 
 
-@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_batch_norm_reduce(isa: str, dtype: torch.dtype) -> None:
-    set_isa(isa)
     for shape in ((2, 24, 9, 7), (1, 3, 1, 1), (3, 1, 40, 40), (1, 500, 6, 6), (0, 8, 3, 3)):
         dy, z, c = image(*shape, dtype), image(*shape, dtype), shape[1]
         for facts in (
@@ -265,10 +244,8 @@ def test_batch_norm_reduce(isa: str, dtype: torch.dtype) -> None:
             assert_accurate("sums", got, baseline, truth, torch.float32)
 
 
-@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_batch_norm_act_grad(isa: str, dtype: torch.dtype) -> None:
-    set_isa(isa)
     for shape in ((2, 24, 9, 7), (1, 3, 1, 1), (3, 1, 40, 40), (0, 8, 3, 3)):
         dy, z, c = image(*shape, dtype), image(*shape, dtype), shape[1]
         for facts in ({}, *({"affine": affine(c), "act": act} for act in ACTIVATIONS)):

@@ -4,8 +4,11 @@
 namespace effnet::cpu {
 
 // Ordered: each one implies those before it. The numbers are those of the op `cpu_isa`.
-enum class Isa : int { kBaseline = 0, kAvx2 = 1, kAvx512 = 2, kAvx512Bf16 = 3 };
-constexpr int kIsaCount = 4;
+//
+// kAmx has no copy of its own: it runs those of kAvx512Bf16, in which one function, the matrix product of inference in
+// bfloat16, leaves its work to csrc/cpu/network_amx.cpp.
+enum class Isa : int { kBaseline = 0, kAvx2 = 1, kAvx512 = 2, kAvx512Bf16 = 3, kAmx = 4 };
+constexpr int kIsaCount = 5;
 
 // Which copies exist is the build's decision (an old compiler lacks the newest); EFFNET_HAVE_<ISA> says so.
 #if defined(EFFNET_HAVE_AVX2)
@@ -33,7 +36,7 @@ constexpr int kIsaCount = 4;
   namespace avx512bf16 {                      \
   Type name;                                  \
   }
-#define EFFNET_CASE_AVX512BF16(name) active_isa() == Isa::kAvx512Bf16 ? &avx512bf16::name:
+#define EFFNET_CASE_AVX512BF16(name) active_isa() >= Isa::kAvx512Bf16 ? &avx512bf16::name:
 #else
 #define EFFNET_DECLARE_AVX512BF16(Type, name)
 #define EFFNET_CASE_AVX512BF16(name)
@@ -52,10 +55,11 @@ constexpr int kIsaCount = 4;
 #define EFFNET_SELECT_ISA(name) \
   (EFFNET_CASE_AVX512BF16(name) EFFNET_CASE_AVX512(name) EFFNET_CASE_AVX2(name) & baseline::name)
 
-// The best one this CPU and operating system can run.
-Isa supported_isa();
+// The best one up to `wanted` that this CPU and operating system can run. Asks the system for AMX if that is wanted.
+Isa supported_isa(Isa wanted);
 
-// The one in use: EFFNET_FAST_CPU_ISA (baseline, avx2, avx512, avx512bf16; read once) or else the best supported one.
+// The one in use: EFFNET_FAST_CPU_ISA (baseline, avx2, avx512, avx512bf16, amx; read once) or else the best supported
+// one.
 // Asking for more than the CPU has gives what it has.
 Isa active_isa();
 

@@ -84,6 +84,12 @@ struct Segment {
   int32_t length;
 };
 
+// How AMX cuts the K dimension: every segment into steps of `full` elements and one of `rest`, or none where `full`
+// divides it. Zeros: a product that is not for AMX.
+struct TileSteps {
+  int16_t full, rest;
+};
+
 // out = act(A W + bias)
 struct Gemm {
   const void* weights;
@@ -97,6 +103,7 @@ struct Gemm {
   // > 0: while a pixel is multiplied, the one so many further on is fetched. Many segments are many short streams,
   // which the hardware does not foresee (150 x 150 x 288 in fp32: 55 % of the peak without).
   int64_t pixels_ahead;
+  TileSteps tiles;
 };
 
 // Columns of a row that the depthwise convolution computes at once.

@@ -1,5 +1,6 @@
 // The matrix product of inference: a few rows of A (pixels) times a panel of up to 48 columns of W, accumulated in
 // registers over the whole of K; compiled once per instruction set.
+#include "network_amx.h"
 #include "network_kernels.h"
 
 namespace effnet::cpu::EFFNET_ISA {
@@ -277,6 +278,13 @@ void multiply(const float* a, const Gemm& gemm, int64_t first, int pixels, const
 
 void multiply(const BFloat16* a, const Gemm& gemm, int64_t first, int pixels, const void* weights, int64_t panel,
               float* out) {
+#if defined(EFFNET_HAVE_AMX)
+  if (gemm.tiles.full > 0) {
+    if (gemm.pixels_ahead > 0) fetch_ahead(a, gemm, first + gemm.pixels_ahead, pixels);
+    return amx::multiply(a, gemm, first, pixels, panel_of<BFloat16>(gemm, weights, panel), gemm.panels.width(panel),
+                         out);
+  }
+#endif
   multiply_all(a, gemm, first, pixels, weights, panel, out);
 }
 

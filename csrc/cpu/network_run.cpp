@@ -6,6 +6,7 @@
 #include <thread>
 
 #include "checks.h"
+#include "network_amx.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -79,6 +80,9 @@ void run_steps(const NetworkPlan& plan, NetworkItem* run_item, Progress& progres
     }
     if (times != nullptr) times[i + 1] = nanoseconds() | static_cast<int64_t>(step.kind) << 56;
   }
+#if defined(EFFNET_HAVE_AMX)
+  amx::release();
+#endif
 }
 
 }  // namespace

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "network_amx.h"
+
 namespace effnet::cpu {
 namespace {
 
@@ -46,6 +48,8 @@ Gemm StepBuilder::gemm_of(const ConvRecord& conv, std::vector<Segment> segments)
   gemm.depth = depth, gemm.panels = Panels::of(conv.out), gemm.channels = conv.out;
   gemm.segments = kept.data(), gemm.segment_count = static_cast<int32_t>(kept.size());
   gemm.act = static_cast<Activation>(conv.act);
+  if (dtype_ == DType::kBFloat16 && active_isa() == Isa::kAmx)
+    gemm.tiles = amx::steps_of(kept.data(), gemm.segment_count);
   return gemm;
 }
 
