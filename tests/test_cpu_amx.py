@@ -23,7 +23,7 @@ pytestmark = [
 ]
 
 HERE = Path(__file__).resolve().parent
-EMULATOR = HERE / "amx" / "emulator.cpp"
+EMULATOR = HERE / "cpu_kernels" / "amx_emulator.cpp"
 
 
 def assembles_amx(tmp_path: Path) -> bool:
@@ -41,7 +41,7 @@ def driver(tmp_path: Path) -> Path:
     sources = [CSRC / "cpu" / "network_amx.cpp", CSRC / "cpu" / "network_gemm_kernel.cpp"]
     flags = ["-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
     flags += ["-DEFFNET_ISA=baseline", "-DEFFNET_HAVE_AMX=1"]
-    return build("amx", [*sources, EMULATOR, HERE / "amx" / "driver.cpp"], flags)
+    return build("amx", [*sources, EMULATOR, HERE / "cpu_kernels" / "amx_driver.cpp"], flags)
 
 
 def run(program: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -76,9 +76,20 @@ def test_the_engine_on_emulated_tiles() -> None:
         pytest.skip("needs nm")
     emulator = build("amx_emulator.so", [EMULATOR], ["-O2", "-shared", "-fPIC"])
     chosen = "(random and amx and dtype1) or (same_bits and dtype1)"
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "emulated", "-p", "no:cacheprovider", "-k", chosen]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "amx_emulated",
+        "-p",
+        "no:cacheprovider",
+        "-k",
+        chosen,
+    ]
     files = [str(HERE / "test_cpu_engine.py"), str(HERE / "test_cpu_block.py")]
-    paths = os.pathsep.join([str(HERE / "amx"), os.environ.get("PYTHONPATH", "")])
+    paths = os.pathsep.join([str(HERE / "cpu_kernels"), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "AMX_EMULATOR": str(emulator), "PYTHONPATH": paths}
     done = subprocess.run(
         [*command, *files], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500

@@ -29,7 +29,7 @@ EFFNET_INLINE HalfFloat narrow(Float x) { return __builtin_shufflevector(x, x, 0
 constexpr bool kHalfVectors = false;
 using HalfFloat = Float;
 using HalfUint = Uint;
-EFFNET_INLINE HalfFloat narrow(Float x) { return x; }
+[[maybe_unused]] EFFNET_INLINE HalfFloat narrow(Float x) { return x; }
 #endif
 EFFNET_INLINE Uint bits_of(Float x) { return (Uint)x; }
 #if defined(__AVX512F__)

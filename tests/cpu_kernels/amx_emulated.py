@@ -1,4 +1,4 @@
-"""A pytest plugin: the tests run on AMX, whose instructions an emulator executes (emulator.cpp).
+"""A pytest plugin: the tests run on AMX, whose instructions an emulator executes (amx_emulator.cpp).
 
 The library is the one that ships. It asks Linux for the tiles only once, and the answer it keeps is overwritten here.
 """
