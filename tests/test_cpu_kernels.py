@@ -337,7 +337,7 @@ def test_batch_norm_fold(with_parameters: bool) -> None:
 @pytest.mark.parametrize(
     "shape", [(2, 24, 9, 7), (1, 3, 1, 1), (3, 1, 40, 40), (1, 2000, 6, 6), (0, 8, 3, 3)]
 )
-def test_elementwise_passes(dtype: torch.dtype, shape: tuple[int, int, int, int]) -> None:
+def test_elementwise_passes(isa: str, dtype: torch.dtype, shape: tuple[int, int, int, int]) -> None:
     z, residual, folded = image(*shape, dtype), image(*shape, dtype), affine(shape[1])
     scale = torch.rand(shape[0])
     got = cpu.affine_residual(z, folded, "silu", scale, residual)

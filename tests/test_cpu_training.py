@@ -214,7 +214,9 @@ def test_pointwise_backward(isa: str, dtype: torch.dtype, shape: tuple[int, int,
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", POINTWISE)
-def test_pointwise_forward_with_statistics(dtype: torch.dtype, shape: tuple[int, int, int, int]) -> None:
+def test_pointwise_forward_with_statistics(
+    isa: str, dtype: torch.dtype, shape: tuple[int, int, int, int]
+) -> None:
     n, c, _, _ = shape
     args = (image(*shape, dtype), (torch.randn(40, c) / c**0.5).to(dtype))
     for facts in (
