@@ -106,6 +106,7 @@ struct Product {
   const Gemm& gemm;
   int64_t first;     // pixel
   int64_t second;    // the second tile's first pixel, counted from the first tile's
+  int64_t pixels;    // of all tiles
   const char* b;     // rows in pairs
   int64_t b_stride;  // bytes from pair to pair
   float* out;        // of the first tile
@@ -125,6 +126,11 @@ EFFNET_INLINE void multiply_step(const char* a, int64_t a_stride, int64_t a_seco
   });
 }
 
+// As the other kernel does, with every segment.
+EFFNET_INLINE void fetch(const char* line, int64_t bytes) {
+  for (const char* const end = line + bytes; line < end; line += 64) __builtin_prefetch(line, 0, 2);
+}
+
 template <int kPixels, int kColumns, bool kRest>
 void multiply_tiles(const Product& p) {
   static_assert(!kRest || kPixels == 1, "tiles 4 and 5 can't be sums as well");
@@ -141,6 +147,7 @@ void multiply_tiles(const Product& p) {
     const Segment& segment = p.gemm.segments[s];
     const int64_t stride = segment.pixel_stride * kElement, second = p.second * stride;
     const char* a = p.a + segment.offset * kElement + p.first * stride;
+    if (p.gemm.pixels_ahead > 0) fetch(a + p.gemm.pixels_ahead * stride, p.pixels * stride);
     int64_t left = segment.length;
     for (; left >= full; left -= full) {
       multiply_step<kPixels, kColumns, kFullA, kFullB>(a, stride, second, b, p.b_stride);
@@ -179,12 +186,13 @@ void multiply(const void* a, const Gemm& gemm, int64_t first, int64_t pixels, co
   const int64_t rows = std::min<int64_t>(pixels, kTileRows), tiles = divide_up(pixels, kTileRows);
   configure({static_cast<int>(rows), gemm.tiles});
   const auto start = [&](int64_t tile) { return std::min(tile * kTileRows, pixels - rows); };
-  Product product{static_cast<const char*>(a),     gemm, first, 0, static_cast<const char*>(panel),
+  Product product{static_cast<const char*>(a),     gemm, first, 0, rows, static_cast<const char*>(panel),
                   width * kGroup * 2 * int64_t{2}, out};
   for (int64_t tile = 0; tile < tiles;) {
     const bool two = gemm.tiles.rest == 0 && tile + 1 < tiles;
     product.first = first + start(tile), product.out = out + start(tile) * kPanel;
     product.second = two ? start(tile + 1) - start(tile) : 0;
+    product.pixels = product.second + rows;
     if (two) {
       multiply_columns<2, false>(product, width);
     } else if (gemm.tiles.rest == 0) {

@@ -280,7 +280,6 @@ void multiply(const BFloat16* a, const Gemm& gemm, int64_t first, int pixels, co
               float* out) {
 #if defined(EFFNET_HAVE_AMX)
   if (gemm.tiles.full > 0) {
-    if (gemm.pixels_ahead > 0) fetch_ahead(a, gemm, first + gemm.pixels_ahead, pixels);
     return amx::multiply(a, gemm, first, pixels, panel_of<BFloat16>(gemm, weights, panel), gemm.panels.width(panel),
                          out);
   }
