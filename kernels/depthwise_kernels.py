@@ -59,7 +59,8 @@ def depthwise_fwd_kernel(
     cols = (pid % col_tiles) * BLOCK_N + tl.arange(0, BLOCK_N)
     col_mask = cols < channels
     split = group % splits
-    count = tl.zeros([BLOCK_N], tl.float32)
+    # One number, not one per column as the other two: registers are what this kernel is short of.
+    count = 0.0
     mean = tl.zeros([BLOCK_N], tl.float32)
     m2 = tl.zeros([BLOCK_N], tl.float32)
     for j in range(per_program):
@@ -71,6 +72,8 @@ def depthwise_fwd_kernel(
             valid = pixels < bound(length, segment, segments)
             row = (pixels // out_width) * STRIDE - top
             col = (pixels % out_width) * STRIDE - left
+            # Where the first tap reads; the others are a uniform distance away.
+            corner = image + ((row * width + col) * channels)[:, None] + cols[None, :]
             acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
             for kh in range(K):
                 for kw in tl.static_range(K):
@@ -78,8 +81,7 @@ def depthwise_fwd_kernel(
                         valid & (row + kh >= 0) & (row + kh < height) & (col + kw >= 0) & (col + kw < width)
                     )
                     mask = inside[:, None] & col_mask[None, :]
-                    offsets = ((row + kh) * width + col + kw) * channels
-                    value = tl.load(image + offsets[:, None] + cols[None, :], mask=mask, other=0.0).to(
+                    value = tl.load(corner + (kh * width + kw) * channels, mask=mask, other=0.0).to(
                         tl.float32
                     )
                     if (in_scale is not None) or (IN_ACT != "none"):

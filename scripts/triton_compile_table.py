@@ -1,8 +1,8 @@
-"""Writes docs/kernels/triton.md: what the compiler makes of every Triton kernel, per architecture.
+"""Writes docs/kernels/triton.md: what the compiler makes of every Triton kernel, and what that should take.
 
     python scripts/triton_compile_table.py
 
-Needs no GPU; takes some minutes.
+Needs no GPU; takes ten minutes.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import triton
+import triton_predictions
 from effnet_fast.kernels import coverage
-from effnet_fast.kernels.compile_matrix import ARCHITECTURES, SPILL_LIMIT, Result, jobs, run
+from effnet_fast.kernels.compile_matrix import ARCHITECTURES, Result, jobs, run
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "kernels" / "triton.md"
 
@@ -22,13 +23,13 @@ HEAD = """\
 # Triton kernels as compiled
 
 Written by `python scripts/triton_compile_table.py` with Triton {version}; do not edit. Every kernel of `kernels/` in
-every configuration of `kernels/configs.py` and every dtype (bfloat16 not on sm_75), compiled offline from the arguments
-that a launch on EfficientNet-B0's shapes passes: {compiled} compilations, {failed} with a problem.
+every configuration of `kernels/configs.py`, every variant of `kernels/coverage.py` and every dtype (bfloat16 not on
+sm_75), compiled offline from the arguments that a launch on EfficientNet-B0's shapes passes: {compiled} compilations,
+{failed} with a problem (a spill is one).
 
 A cell: largest shared memory of a block in KiB / most registers of a thread / most bytes spilled by a thread, over
 configurations and dtypes, and in the GEMMs the tensor-core instructions of float16 and bfloat16. Triton (3.6 and 3.9)
-emits none for sm_75: dots run on its FMA units there, with the tiles of float32. Spills are zero but for {spilling},
-where ptxas trades them for occupancy at any tile size.
+emits none for sm_75: dots run on its FMA units there, with the tiles of float32.
 
 """
 
@@ -49,9 +50,10 @@ def cell(results: list[Result]) -> str:
 
 
 def main() -> None:
-    todo = [job for kernel in coverage.CASES for job in jobs(kernel)]
+    todo = [job for kernel in coverage.CASES for job in jobs(kernel, everything=True)]
     with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as workers:
         results = [result for batch in workers.map(run, todo) for result in batch]
+        predictions = triton_predictions.predict(workers)
     table: dict[tuple[str, int], list[Result]] = defaultdict(list)
     for result in results:
         table[result.job.kernel, result.job.capability].append(result)
@@ -61,9 +63,6 @@ def main() -> None:
             version=triton.__version__,
             compiled=len(results),
             failed=len(failed),
-            spilling=", ".join(
-                f"`{kernel}` (at most {limit})" for kernel, limit in sorted(SPILL_LIMIT.items())
-            ),
         )
         + "| kernel | "
         + " | ".join(f"sm_{a}" for a in ARCHITECTURES)
@@ -75,6 +74,7 @@ def main() -> None:
     for result in failed:
         job = result.job
         lines.append(f"\n- sm_{job.capability} {job.dtype} {job.kernel} {result.config}: {result.problem}")
+    lines += triton_predictions.section(predictions)
     PAGE.parent.mkdir(parents=True, exist_ok=True)
     PAGE.write_text("\n".join(lines) + "\n")
     print(f"{PAGE}: {len(results)} compilations, {len(failed)} with a problem")
