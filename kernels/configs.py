@@ -47,15 +47,22 @@ def _excite(c: int, r: int, warps: int, **more: int) -> Config:
 
 TABLE: dict[str, tuple[Row, ...]] = {
     "pointwise_fwd": (
-        ("mma", "32", "*", _gemm(64, 32, 64, 4, 3)),
-        # On sm_120 a depth of 64 spills 16 bytes, and 40 to 64 with a limit of 176 to 255 registers. A depth of 32
-        # needs the limit on sm_80, where ptxas stops at 96 registers by itself and spills 8 bytes.
-        *(("mma", "64", arch, _gemm(64, 64, 64, 4, 3)) for arch in ("sm_80", "sm_90", "sm_100")),
+        # A depth of 64 spills 8 bytes on sm_120, with limits of 168 and 255 (Triton 3.8) and without (3.6).
+        *(("mma", "32", arch, _gemm(64, 32, 64, 4, 3, maxnreg=168)) for arch in ("sm_80", "sm_90", "sm_100")),
+        ("mma", "32", "*", _gemm(64, 32, 32, 4, 3, maxnreg=128)),
+        # On sm_120 a depth of 64 spills 16 bytes, and 40 to 64 with a limit of 176 to 255 registers; on sm_100 8
+        # without a limit (Triton 3.6), 48 at 168 (3.8). A depth of 32 needs the limit on sm_80, where ptxas stops at
+        # 96 registers by itself and spills 8 bytes.
+        *(("mma", "64", arch, _gemm(64, 64, 64, 4, 3, maxnreg=255)) for arch in ("sm_80", "sm_90", "sm_100")),
         ("mma", "64", "*", _gemm(64, 64, 32, 4, 3, maxnreg=128)),
         ("mma", "*", "*", _gemm(64, 128, 32, 8, 3)),
         ("mma", "*", "*", _gemm(128, 64, 32, 8, 3)),
-        ("fma", "32", "*", _gemm(64, 32, 16, 4, 2)),
-        ("fma", "*", "*", _gemm(64, 64, 16, 8, 2)),
+        # Of float32, sm_120 spills 8 bytes at 128 (Triton 3.6) or 168 (3.8).
+        ("fma32", "32", "*", _gemm(64, 32, 16, 4, 2, maxnreg=255)),
+        ("fma16", "32", "*", _gemm(64, 32, 16, 4, 2, maxnreg=128)),
+        ("fma32", "*", "*", _gemm(64, 64, 16, 8, 2, maxnreg=168)),
+        # With 8 warps a thread's part of x is 8 bytes. At 168 registers it spills up to 80.
+        ("fma16", "*", "*", _gemm(64, 64, 16, 4, 2, maxnreg=255)),
     ),
     "pointwise_dgrad": (
         ("mma", "32", "*", _gemm(64, 32, 32, 4, 2)),
@@ -75,8 +82,9 @@ TABLE: dict[str, tuple[Row, ...]] = {
     ),
     "pointwise_backward": (
         ("mma", "128", "*", _gemm(16, 64, 128, 8, 2)),
-        ("mma", "*", "*", _gemm(16, 64, 64, 4, 2)),
-        ("mma", "*", "*", _gemm(16, 64, 64, 8, 2)),
+        # Without a limit 8 and 16 bytes spilled on sm_100 (Triton 3.6).
+        ("mma", "*", "*", _gemm(16, 64, 64, 4, 2, maxnreg=255)),
+        ("mma", "*", "*", _gemm(16, 64, 64, 8, 2, maxnreg=255)),
         # Wider outputs take a kernel per gradient: 64 columns on the FMA units spill 232 bytes. With 8 warps the tile
         # is too small for 16-byte reads of 2-byte numbers.
         ("fma32", "32", "*", _gemm(16, 32, 32, 8, 2)),
@@ -93,7 +101,8 @@ TABLE: dict[str, tuple[Row, ...]] = {
         ("*", "*", "*", _rows(16, 64, 8, maxnreg=255)),
         ("*", "*", "*", _rows(16, 32, 4, maxnreg=255)),
     ),
-    "depthwise_wgrad": (("*", "*", "*", _rows(16, 32, 4)), ("*", "*", "*", _rows(16, 64, 8))),
+    # Without a limit 8 bytes spilled on sm_90 (Triton 3.6).
+    "depthwise_wgrad": (("*", "*", "*", _rows(16, 32, 4, maxnreg=255)), ("*", "*", "*", _rows(16, 64, 8))),
     "batch_norm_finalize": (("*", "*", "*", _rows(128, 16, 4)),),
     "channel_stats": (("*", "*", "*", _rows(32, 64, 4)), ("*", "*", "*", _rows(64, 32, 4))),
     "batch_norm_fold": (("*", "*", "*", {"BLOCK_N": 256, "num_warps": 4, "num_stages": 1}),),
@@ -112,7 +121,8 @@ TABLE: dict[str, tuple[Row, ...]] = {
     "squeeze_excite_bwd": (
         ("*", "16", "*", _excite(128, 16, 4)),
         ("*", "64", "*", _excite(64, 64, 4)),
-        ("*", "256", "*", _excite(8, 256, 8)),
+        # Without a limit 8 bytes spilled on sm_100 (Triton 3.6).
+        ("*", "256", "*", _excite(8, 256, 8, maxnreg=128)),
         ("*", "*", "*", _excite(4, 1024, 8)),
     ),
     "squeeze_excite_wgrad": (
