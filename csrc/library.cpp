@@ -38,6 +38,10 @@ STABLE_TORCH_LIBRARY(effnet_fast_native, m) {
   m.def(
       "gate_and_norm_sums(Tensor g, Tensor x, Tensor scale, Tensor shift, int act, Tensor mean, Tensor invstd, "
       "Tensor? gate, bool write) -> (Tensor, Tensor)");
+  // BatchNorm's formulas on vectors (csrc/cpu/batch_norm.h); the second returns the parameters' gradients and rows b, c.
+  m.def("batch_norm_finalize(Tensor stats, Tensor? weight, Tensor? bias, float eps) -> Tensor");
+  m.def("batch_norm_backward_finalize(Tensor sums, int count, Tensor stats, bool training) -> (Tensor, Tensor)");
+  m.def("gate_batch_norm_sums(Tensor sums, Tensor? gate, Tensor? pool_grad) -> Tensor");
   // The 1x1 convolution between the forming of its operand and what is made of its result (csrc/cpu/pointwise.h), fp32.
   m.def(
       "pointwise_forward(Tensor x, Tensor weight, Tensor? scale, Tensor? shift, int act, Tensor? gate, bool stats) "

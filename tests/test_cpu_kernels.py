@@ -391,7 +391,7 @@ def test_refusals_give_a_reason() -> None:
         ("depthwise", device, torch.float32, {"kernel_size": 9}, "not 9"),
         ("depthwise", device, torch.float32, {"stride": 3}, "not 3"),
         ("depthwise_backward", device, torch.float64, {}, "neither float32 nor bfloat16"),
-        ("batch_norm_finalize", device, torch.float32, {}, "no batch_norm_finalize"),
+        ("batch_norm_finalize", device, torch.float64, {}, "neither float32 nor bfloat16"),
         ("depthwise", torch.device("meta"), torch.float32, {}, "meta"),
     ]:
         ok, reason = cpu.can_run(op, where, dtype, **facts)

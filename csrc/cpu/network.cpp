@@ -2,10 +2,6 @@
 #include <string>
 #include <vector>
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
 #include "checks.h"
 #include "network_plan.h"
 #include "network_run.h"
@@ -93,17 +89,8 @@ void network_run(const Tensor& x, const Tensor& program, const Tensor& weights, 
 }
 
 // Workspaces and weights are read in many short streams; with 4 KB pages the address translation of each costs too.
-void prefer_huge_pages(Tensor memory) {
-#if defined(__linux__)
-  constexpr uintptr_t kHugePage = 2 << 20;
-  const auto begin = reinterpret_cast<uintptr_t>(memory.mutable_data_ptr());
-  const uintptr_t end = begin + static_cast<uintptr_t>(memory.numel() * memory.element_size());
-  const uintptr_t first = (begin + kHugePage - 1) / kHugePage * kHugePage, last = end / kHugePage * kHugePage;
-  // Without them everything still works.
-  if (first < last) (void)madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
-#else
-  (void)memory;
-#endif
+void prefer_huge_pages_of(Tensor memory) {
+  prefer_huge_pages(memory.mutable_data_ptr(), memory.numel() * static_cast<int64_t>(memory.element_size()));
 }
 
 }  // namespace
@@ -111,6 +98,6 @@ void prefer_huge_pages(Tensor memory) {
 
 STABLE_TORCH_LIBRARY_IMPL(effnet_fast_native, CPU, m) {
   m.impl("network_plan", TORCH_BOX(&effnet::cpu::network_plan));
-  m.impl("prefer_huge_pages", TORCH_BOX(&effnet::cpu::prefer_huge_pages));
+  m.impl("prefer_huge_pages", TORCH_BOX(&effnet::cpu::prefer_huge_pages_of));
   m.impl("network_run", TORCH_BOX(&effnet::cpu::network_run));
 }

@@ -2,7 +2,6 @@
 
 Everything is the package's own (``csrc/cpu/``), except that the 1x1 convolution in training multiplies with PyTorch's
 GEMM (docs/kernels/depthwise.md). In inference a whole block is one call with a matrix product of its own (docs/cpu.md).
-Small vectors of training that are not listed here are left to the reference.
 """
 
 from __future__ import annotations
@@ -12,47 +11,50 @@ from typing import Any
 import torch
 
 from .. import native
-from ..reference.squeeze_excite import squeeze_excite_backward
 from .block import mbconv_inference
 from .depthwise import depthwise, depthwise_backward
 from .passes import (
     affine_pool,
     affine_residual,
     batch_norm_act_grad,
-    batch_norm_fold,
     batch_norm_reduce,
     channel_stats,
-    squeeze_excite,
 )
 from .pointwise import pointwise, pointwise_backward
+from .vectors import (
+    batch_norm_backward_finalize,
+    batch_norm_finalize,
+    batch_norm_fold,
+    gate_batch_norm_sums,
+    squeeze_excite,
+    squeeze_excite_backward,
+)
 
 __all__ = [
     "affine_pool",
     "affine_residual",
     "batch_norm_act_grad",
+    "batch_norm_backward_finalize",
+    "batch_norm_finalize",
     "batch_norm_fold",
     "batch_norm_reduce",
     "can_run",
     "channel_stats",
     "depthwise",
     "depthwise_backward",
+    "gate_batch_norm_sums",
     "mbconv_inference",
     "pointwise",
     "pointwise_backward",
     "squeeze_excite",
-    # A few small matrix products: PyTorch's GEMM is the kernel.
     "squeeze_excite_backward",
 ]
-
-_OPS = frozenset(__all__) - {"can_run", "mbconv_inference"}
 
 
 def can_run(op: str, device: torch.device, dtype: torch.dtype, **facts: Any) -> tuple[bool, str]:
     """Whether this backend runs ``op``, and if not, why: one clause for the user."""
     if device.type != "cpu":
         return False, f"its kernels run on the CPU, not on {device.type}"
-    if op not in _OPS:
-        return False, f"it has no {op}: small vectors, left to PyTorch"
     if dtype not in (torch.float32, torch.bfloat16):
         return False, f"{dtype} is neither float32 nor bfloat16"
     if facts.get("kernel_size", 3) not in (3, 5, 7):

@@ -19,14 +19,18 @@ def kernels() -> SimpleNamespace:
     names = (
         *("depthwise_forward", "depthwise_backward", "elementwise", "elementwise_", "squeeze_excite"),
         *(
+            "batch_norm_backward_finalize",
+            "batch_norm_finalize",
             "batch_norm_fold",
             "batch_norm_reduce",
             "batch_norm_input_grad",
             "channel_stats",
             "gate_and_norm_sums",
+            "gate_batch_norm_sums",
             "mbconv_inference",
             "pointwise_data_grad",
             "pointwise_forward",
+            "squeeze_excite_backward",
         ),
     )
     return SimpleNamespace(**{name: getattr(native.ops(), name).default for name in names})

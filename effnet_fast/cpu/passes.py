@@ -1,10 +1,10 @@
-"""Passes over a tensor or over small vectors."""
+"""Passes over a tensor."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from ..types import Affine, BatchNormGrad, BatchNormStats, Norm
+from ..types import Affine, BatchNormGrad, Norm
 from .entry_points import NUMBER, kernels, per_channel
 
 
@@ -25,28 +25,6 @@ def affine_residual(
     scale, shift = affine or (None, None)
     multiplier = per_channel(row_scale, z.shape[1])
     return kernels().elementwise(z, scale, shift, NUMBER[act], multiplier, residual, False, True)[0]
-
-
-def squeeze_excite(
-    pooled: Tensor,
-    w1: Tensor,
-    b1: Tensor | None,
-    w2: Tensor,
-    b2: Tensor | None,
-    act: str = "silu",
-    gate_act: str = "sigmoid",
-) -> Tensor:
-    """As :func:`effnet_fast.reference.squeeze_excite`; ``pooled`` fp32, weights fp32 or bf16."""
-    b1 = None if b1 is None else b1.to(w1.dtype)
-    b2 = None if b2 is None else b2.to(w2.dtype)
-    return kernels().squeeze_excite(pooled, w1, b1, w2, b2, NUMBER[act], NUMBER[gate_act])
-
-
-def batch_norm_fold(
-    weight: Tensor | None, bias: Tensor | None, mean: Tensor, var: Tensor, eps: float
-) -> BatchNormStats:
-    """As :func:`effnet_fast.reference.batch_norm_fold`; fp32 vectors."""
-    return BatchNormStats(kernels().batch_norm_fold(weight, bias, mean, var, eps))
 
 
 def batch_norm_reduce(

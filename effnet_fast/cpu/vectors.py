@@ -1,0 +1,72 @@
+"""BatchNorm's and squeeze-and-excite's formulas on small vectors: one native call each."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ..types import BatchNormGrad, BatchNormParamGrad, BatchNormStats, SqueezeExciteGrad
+from .entry_points import NUMBER, kernels
+
+
+def batch_norm_fold(
+    weight: Tensor | None, bias: Tensor | None, mean: Tensor, var: Tensor, eps: float
+) -> BatchNormStats:
+    """As :func:`effnet_fast.reference.batch_norm_fold`; fp32 vectors."""
+    return BatchNormStats(kernels().batch_norm_fold(weight, bias, mean, var, eps))
+
+
+def batch_norm_finalize(
+    stats: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> BatchNormStats:
+    """As :func:`effnet_fast.reference.batch_norm_finalize`; fp32 vectors, the parts merged in double."""
+    return BatchNormStats(kernels().batch_norm_finalize(stats, weight, bias, eps))
+
+
+def batch_norm_backward_finalize(
+    sums: Tensor, count: int, stats: BatchNormStats, training: bool
+) -> BatchNormParamGrad:
+    """As :func:`effnet_fast.reference.batch_norm_backward_finalize`; fp32 vectors, the parts merged in double."""
+    vectors = stats.vectors
+    params, formula = kernels().batch_norm_backward_finalize(sums, count, vectors, training)
+    b, c = formula.unbind(0)
+    return BatchNormParamGrad(params, BatchNormGrad(vectors[3], b, c, vectors[0]))
+
+
+def gate_batch_norm_sums(sums: Tensor, gate: Tensor | None, pool_grad: Tensor | None) -> Tensor:
+    """As :func:`effnet_fast.reference.gate_batch_norm_sums`; fp32 vectors."""
+    return kernels().gate_batch_norm_sums(sums, gate, pool_grad)
+
+
+def squeeze_excite(
+    pooled: Tensor,
+    w1: Tensor,
+    b1: Tensor | None,
+    w2: Tensor,
+    b2: Tensor | None,
+    act: str = "silu",
+    gate_act: str = "sigmoid",
+) -> Tensor:
+    """As :func:`effnet_fast.reference.squeeze_excite`; ``pooled`` fp32, weights fp32 or bf16."""
+    b1 = None if b1 is None else b1.to(w1.dtype)
+    b2 = None if b2 is None else b2.to(w2.dtype)
+    return kernels().squeeze_excite(pooled, w1, b1, w2, b2, NUMBER[act], NUMBER[gate_act])
+
+
+def squeeze_excite_backward(
+    dgate: Tensor,
+    pooled: Tensor,
+    w1: Tensor,
+    b1: Tensor | None,
+    w2: Tensor,
+    b2: Tensor | None,
+    act: str = "silu",
+    gate_act: str = "sigmoid",
+) -> SqueezeExciteGrad:
+    """As :func:`effnet_fast.reference.squeeze_excite_backward`; ``pooled`` fp32, weights fp32 or bf16."""
+    w2 = w2.to(w1.dtype)
+    wide = (None if b is None else b.to(pooled.dtype) for b in (b1, b2))
+    bias1, bias2 = wide
+    dpooled, dw1, db1, dw2, db2 = kernels().squeeze_excite_backward(
+        dgate, pooled, w1, bias1, w2, bias2, NUMBER[act], NUMBER[gate_act]
+    )
+    return SqueezeExciteGrad(dpooled, dw1, None if b1 is None else db1, dw2, None if b2 is None else db2)
