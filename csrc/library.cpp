@@ -38,7 +38,8 @@ STABLE_TORCH_LIBRARY(effnet_fast_native, m) {
   m.def(
       "gate_and_norm_sums(Tensor g, Tensor x, Tensor scale, Tensor shift, int act, Tensor mean, Tensor invstd, "
       "Tensor? gate, bool write) -> (Tensor, Tensor)");
-  // BatchNorm's formulas on vectors (csrc/cpu/batch_norm.h); the second returns the parameters' gradients and rows b, c.
+  // BatchNorm's formulas on vectors (csrc/cpu/batch_norm.h); the second returns the parameters' gradients and rows b,
+  // c.
   m.def("batch_norm_finalize(Tensor stats, Tensor? weight, Tensor? bias, float eps) -> Tensor");
   m.def("batch_norm_backward_finalize(Tensor sums, int count, Tensor stats, bool training) -> (Tensor, Tensor)");
   m.def("gate_batch_norm_sums(Tensor sums, Tensor? gate, Tensor? pool_grad) -> Tensor");
@@ -47,9 +48,10 @@ STABLE_TORCH_LIBRARY(effnet_fast_native, m) {
       "pointwise_forward(Tensor x, Tensor weight, Tensor? scale, Tensor? shift, int act, Tensor? gate, bool stats) "
       "-> (Tensor, Tensor)");
   m.def(
-      "pointwise_data_grad(Tensor dy, Tensor weight, Tensor(a!) dx, Tensor? z, Tensor? a, Tensor? b, Tensor? c, "
-      "Tensor? mean, Tensor? row_scale, Tensor? input, Tensor? scale, Tensor? shift, int act, "
-      "Tensor? in_mean, Tensor? in_invstd, Tensor? gate, bool write) -> (Tensor, Tensor, Tensor)");
+      "pointwise_backward(Tensor dy, Tensor x, Tensor weight, Tensor? z, Tensor? a, Tensor? b, Tensor? c, Tensor? "
+      "mean, "
+      "Tensor? row_scale, Tensor? in_scale, Tensor? in_shift, int in_act, Tensor? in_mean, Tensor? in_invstd, "
+      "Tensor? gate, Tensor? residual_grad, bool need_dx, bool need_dw) -> (Tensor, Tensor, Tensor)");
   // A compiled network (csrc/cpu/network.h): bytes of workspace, number of steps and shape of `out` for one input
   // shape; and the network itself. `times` receives the clock, in ns, before the first step and after each, with the
   // kind of step in the highest byte.

@@ -185,7 +185,16 @@ def test_depthwise_backward_where_padding_meets_size(
     compare("depthwise_backward", args, facts)
 
 
-POINTWISE = [(1, 16, 9, 9), (3, 24, 7, 5), (2, 7, 1, 1), (0, 8, 4, 4), (1, 200, 2, 2), (5, 33, 40, 41)]
+# The last two: several bands of an image in a part, several images in a run.
+POINTWISE = [
+    (1, 16, 9, 9),
+    (3, 24, 7, 5),
+    (2, 7, 1, 1),
+    (0, 8, 4, 4),
+    (1, 200, 2, 2),
+    (5, 33, 40, 41),
+    (70, 50, 5, 5),
+]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -258,6 +267,77 @@ def test_batch_norm_act_grad(isa: str, dtype: torch.dtype) -> None:
             assert_accurate("dz", got, reference.batch_norm_act_grad(*args, **facts), truth, dtype)
 
 
+def test_batch_norm_formulas(isa: str) -> None:
+    """Parts of different counts, some empty, far from zero; weights and biases that are not there."""
+    for parts, c in ((1, 1), (7, 33), (64, 96), (3, 0)):
+        counts = torch.randint(0, 9, (parts, 1)).float().expand(parts, c)
+        rows = torch.stack([counts, 1e3 + torch.randn(parts, c) / 100, torch.rand(parts, c) / 1e3], 1)
+        for weight, bias in ((None, None), (torch.randn(c), torch.randn(c))):
+            got = cpu.batch_norm_finalize(rows, weight, bias, 1e-5).vectors
+            wide = (None if t is None else t.double() for t in (weight, bias))
+            truth = reference.batch_norm_finalize(rows.double(), *wide, 1e-5)
+            baseline = reference.batch_norm_finalize(rows, weight, bias, 1e-5)
+            for name, a, b, t in zip(
+                ("mean", "var", "invstd", "scale", "shift"), got, baseline.vectors, truth.vectors, strict=True
+            ):
+                assert_accurate(name, a, b, t, torch.float32)
+        sums = torch.randn(parts, 2, c)
+        for training, count in ((True, 50), (True, 0), (False, 50)):
+            args = (sums, count, baseline, training)
+            params, grad = cpu.batch_norm_backward_finalize(*args)
+            exact = reference.batch_norm_backward_finalize(
+                sums.double(), count, type(truth)(baseline.vectors.double()), training
+            )
+            plain = reference.batch_norm_backward_finalize(*args)
+            assert_accurate("params", params, plain.params, exact.params)
+            for name, a, b, t in zip(grad._fields, grad, plain.grad, exact.grad, strict=True):
+                assert_accurate(name, a, b, t)
+
+
+def test_batch_norm_of_nan_and_of_nothing() -> None:
+    rows = torch.ones(2, 3, 5)
+    rows[1, 1, 2] = float("nan")
+    rows[:, 0, 4] = 0
+    got = cpu.batch_norm_finalize(rows, None, None, 1e-5).vectors
+    truth = reference.batch_norm_finalize(rows, None, None, 1e-5).vectors
+    torch.testing.assert_close(got, truth, equal_nan=True)
+    assert got[:, 2].isnan().all() and got[:, 4].isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_squeeze_excite_backward(isa: str, dtype: torch.dtype) -> None:
+    for n, c, hidden, bias in (
+        (2, 24, 6, True),
+        (3, 33, 1, False),
+        (1, 1, 17, True),
+        (5, 200, 48, True),
+        (0, 8, 2, True),
+    ):
+        w1, w2 = (torch.randn(hidden, c) / c**0.5).to(dtype), torch.randn(c, hidden).to(dtype)
+        b1, b2 = (torch.randn(hidden), torch.randn(c)) if bias else (None, None)
+        for act, gate_act in (("silu", "sigmoid"), ("relu", "hardsigmoid")):
+            # Odd strides too.
+            args = (torch.randn(c, n).t(), torch.randn(n, 2 * c)[:, ::2], w1, b1, w2, b2)
+            got = cpu.squeeze_excite_backward(*args, act, gate_act)
+            exact = (None if t is None else t.double() for t in args)
+            truth = reference.squeeze_excite_backward(*exact, act, gate_act)
+            plain = reference.squeeze_excite_backward(*args, act, gate_act)
+            for name, a, b, t in zip(truth._fields, got, plain, truth, strict=True):
+                assert (a is None) == (t is None), name
+                if t is not None:
+                    assert_within_twice(name, a, b, t, torch.float32)
+
+
+def test_gate_batch_norm_sums(isa: str) -> None:
+    for n, c in ((3, 37), (1, 1), (0, 5)):
+        for facts in ((None, None), (torch.rand(n, c), None), (torch.rand(n, c), torch.randn(n, c))):
+            sums = torch.randn(5, n, c)
+            exact = (None if t is None else t.double() for t in (sums, *facts))
+            truth = reference.gate_batch_norm_sums(*exact)
+            plain = reference.gate_batch_norm_sums(sums, *facts)
+            assert_accurate("sums", cpu.gate_batch_norm_sums(sums, *facts), plain, truth)
+
+
 def test_every_output_is_written(poisoned_native_memory: None) -> None:
     for dtype in DTYPES:
         x, dy, z = (image(2, 21, *size, dtype) for size in ((9, 7), (5, 4), (5, 4)))
@@ -312,10 +392,14 @@ def run_all() -> list[Tensor]:
         out.append(kernels().batch_norm_input_grad(dy, z, *bn_grad(70), torch.rand(3), None, None, 0))
     # The products; fp32 and both of them wide, so that the native ones run.
     wide, narrow, gate = image(3, 70, 20, 19), image(3, 40, 20, 19), torch.rand(3, 70)
-    weight, dx = torch.randn(40, 70), torch.empty_like(wide)
+    weight = torch.randn(40, 70)
     out += kernels().pointwise_forward(wide, weight, *affine(70), 1, gate, True)
-    vectors = (*bn_grad(40), torch.rand(3), wide, *affine(70), 1, *norm(70), gate, True)
-    out += [*kernels().pointwise_data_grad(narrow, weight, dx, narrow, *vectors), dx]
+    facts = {"z": narrow, "grad": bn_grad(40), "row_scale": torch.rand(3)}
+    before = {"in_affine": affine(70), "in_act": "silu", "in_norm": norm(70), "gate": gate}
+    out += cpu.pointwise_backward(narrow, wide, weight, **facts, **before)
+    facts = {"z": wide, "grad": bn_grad(70), "residual_grad": narrow}
+    out += cpu.pointwise_backward(wide, narrow, weight.t(), **facts)
+    out += cpu.squeeze_excite_backward(gate, gate, torch.randn(900, 70), None, torch.randn(70, 900), None)
     return [t for t in out if t is not None]
 
 
@@ -329,6 +413,28 @@ def test_results_do_not_depend_on_the_number_of_threads() -> None:
             assert all(torch.equal(a, b) for a, b in zip(alone, run_all(), strict=True))
     finally:
         torch.set_num_threads(before)
+
+
+def test_results_too_large_for_caches_are_those_of_single_images() -> None:
+    """From 16 MB on, results are stored in another way (csrc/cpu/streaming.h); an image alone is below that."""
+    x, narrow = image(2, 32, 256, 260), image(2, 8, 256, 260)
+    assert x.numel() > 4 << 20 > x[:1].numel()
+    stencil, matrix, vectors = torch.randn(32, 1, 3, 3), torch.randn(32, 8), bn_grad(8)
+    before = {"in_affine": affine(32), "in_act": "silu", "in_norm": norm(32)}
+
+    def run(x: Tensor, narrow: Tensor) -> list[Tensor | None]:
+        pad = (1, 1, 1, 1)
+        return [
+            cpu.depthwise(x, stencil, 1, pad, stats=True).y,
+            cpu.depthwise_backward(x, x, stencil, 1, pad, **before).dx,
+            cpu.pointwise(narrow, matrix, stats=True).y,
+            cpu.pointwise_backward(narrow, x, matrix.t(), z=narrow, grad=vectors, **before).dx,
+            cpu.pointwise_backward(narrow, x, matrix.t(), residual_grad=x, need_dw=False).dx,
+        ]
+
+    images = [run(x[i : i + 1], narrow[i : i + 1]) for i in range(2)]
+    for i, joint in enumerate(run(x, narrow)):
+        assert joint is not None and torch.equal(joint, torch.cat([image[i] for image in images]))
 
 
 def training_step(block: torch.nn.Module, x: Tensor, dtype: torch.dtype, draw: int) -> dict[str, Tensor]:
@@ -399,20 +505,37 @@ BAD_CALLS: dict[str, tuple[Any, str]] = {
         lambda x, w: kernels().pointwise_forward(x, torch.randn(4, 8).bfloat16(), None, None, 0, None, False),
         "pointwise_forward: weight: expected float32",
     ),
-    "product-dx": (
-        lambda x, w: kernels().pointwise_data_grad(
-            x,
-            torch.randn(8, 4),
-            torch.empty(2, 4, 6, 6),
-            *(None,) * 6,
-            None,
-            None,
-            None,
-            0,
-            *(None,) * 3,
-            False,
+    "product-norm": (
+        lambda x, w: kernels().pointwise_backward(
+            *(x, x, torch.randn(8, 8), *(None,) * 6, *affine(8), 1, *(None,) * 4, True, True)
         ),
-        "pointwise_data_grad: dx: expected channels_last memory",
+        "pointwise_backward: in_norm: expected vectors",
+    ),
+    "product-dy": (
+        lambda x, w: cpu.pointwise_backward(x, x, torch.randn(4, 8)),
+        r"pointwise_backward: dy: expected shape \[2, 4, 6, 6\], got \[2, 8, 6, 6\]",
+    ),
+    "finalize-stats": (
+        lambda x, w: cpu.batch_norm_finalize(torch.ones(2, 2, 8), None, None, 1e-5),
+        r"batch_norm_finalize: stats: expected shape \[P, 3, C\], got \[2, 2, 8\]",
+    ),
+    "finalize-weight": (
+        lambda x, w: cpu.batch_norm_finalize(torch.ones(2, 3, 8), torch.ones(7), None, 1e-5),
+        r"batch_norm_finalize: weight: expected shape \[8\], got \[7\]",
+    ),
+    "backward-finalize": (
+        lambda x, w: kernels().batch_norm_backward_finalize(torch.ones(1, 2, 8), 4, torch.ones(4, 8), True),
+        r"batch_norm_backward_finalize: stats: expected shape \[5, C\], got \[4, 8\]",
+    ),
+    "gate-sums": (
+        lambda x, w: cpu.gate_batch_norm_sums(torch.ones(5, 2, 8), torch.ones(3, 8), None),
+        r"gate_batch_norm_sums: gate: expected shape \[2, 8\], got \[3, 8\]",
+    ),
+    "excite-backward": (
+        lambda x, w: cpu.squeeze_excite_backward(
+            *(torch.ones(2, 8), torch.ones(2, 8), torch.ones(4, 8), None, torch.ones(8, 5), None)
+        ),
+        r"squeeze_excite_backward: w2: expected shape \[8, 4\], got \[8, 5\]",
     ),
     "gate": (
         lambda x, w: kernels().gate_and_norm_sums(x, x, *affine(8), 1, *norm(8), torch.rand(2, 7), True),

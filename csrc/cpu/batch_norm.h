@@ -8,8 +8,8 @@
 
 namespace effnet::cpu {
 
-// Partial statistics [parts, 3, channels] = (count, mean, M2), merged by Chan's formula in double; `out` is [5, channels]:
-// mean, biased variance, invstd, scale, shift. Null: weight 1, bias 0.
+// Partial statistics [parts, 3, channels] = (count, mean, M2), merged by Chan's formula in double; `out` is [5,
+// channels]: mean, biased variance, invstd, scale, shift. Null: weight 1, bias 0.
 struct BatchNormFinalizeParams {
   const float* stats;
   const float* weight;

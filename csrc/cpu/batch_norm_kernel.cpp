@@ -1,11 +1,10 @@
 // BatchNorm's formulas on vectors of channels; compiled once per instruction set.
 //
 // Sums over parts are in double, in the order of the parts: a few thousand values, for which it costs next to nothing.
-#include "batch_norm.h"
-
 #include <algorithm>
 #include <cmath>
 
+#include "batch_norm.h"
 #include "vec.h"
 
 namespace effnet::cpu::EFFNET_ISA {

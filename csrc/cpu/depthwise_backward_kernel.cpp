@@ -4,9 +4,11 @@
 // cache. One row of x gives the activation, for the weight's gradient, and its derivative, for dx: both need the same
 // rows of dz, so a row of x is read once and no row of dx waits for another.
 #include <algorithm>
+#include <type_traits>
 
 #include "depthwise_backward.h"
 #include "depthwise_row.h"
+#include "streaming.h"
 #include "vec_grad.h"
 
 namespace effnet::cpu::EFFNET_ISA {
@@ -97,7 +99,7 @@ void form_dz(const T* dy, const T* z, bool has_grad, int64_t row_stride, int64_t
         const T* z_at = z + column * pixel_stride + c;
         __builtin_prefetch(z_at + row_stride, 0, 2);
         const Vec value = load_lanes(z_at, count);
-        if constexpr (kAct != Activation::kNone) g = g * activate_grad<kAct>(multiply_add(value, scale, shift));
+        if constexpr (kAct != Activation::kNone) g = g * quick_activate_grad<kAct>(multiply_add(value, scale, shift));
         if (has_grad) g = multiply_add(g, a, multiply_add(value - mean, b, rest));
       }
       store(to + column * kChunk + c, g);
@@ -156,6 +158,7 @@ class Task {
     const int64_t end = (group_ + 1) * units / plan_.groups;
     for (int64_t unit = group_ * units / plan_.groups; unit < end; ++unit)
       run_unit(unit / plan_.bands, unit % plan_.bands);
+    if (past_caches_) finish_stores();
     if (plan_.partial_dw != nullptr) {
       float* out = plan_.partial_dw + group_ * p_.kernel * p_.kernel * p_.channels + first_channel_;
       for (int slot = 0; slot < p_.kernel * p_.kernel; ++slot) {
@@ -295,7 +298,11 @@ class Task {
         const Vec g = load(da_ + column * kLanes) * load(derivative_ + column * kLanes);
         sum = sum + g;
         sum_x_hat = multiply_add(g, (load_lanes(x + column * stride, count) - mean) * invstd, sum_x_hat);
-        store_lanes(dx + column * stride, g, count);
+        if (past_caches_) {
+          store_past_caches(dx + column * stride, g);
+        } else {
+          store_lanes(dx + column * stride, g, count);
+        }
       }
       row_sums[0] = row_sums[0] + sum;
       row_sums[1] = row_sums[1] + sum_x_hat;
@@ -313,6 +320,8 @@ class Task {
                                     select_convolve_taps(plan_.phases[p_.stride - 1].taps)};
   const CorrelateRow correlate_[2] = {select_correlate_row(plan_.phases[0].taps),
                                       select_correlate_row(plan_.phases[p_.stride - 1].taps)};
+  const bool past_caches_ = std::is_same_v<T, float> && p_.in_scale != nullptr &&
+                            writes_past_caches(p_.dx, p_.batch* p_.height* p_.width* p_.channels, p_.channels);
   ChunkVectors v_;
   float *ring_, *weights_, *dw_, *sums_, *value_, *derivative_, *da_;
   int64_t first_channel_, channels_, group_;

@@ -8,6 +8,8 @@
 
 #include "depthwise_row.h"
 #include "moments.h"
+#include "network_act.h"
+#include "streaming.h"
 
 namespace effnet::cpu::EFFNET_ISA {
 namespace {
@@ -23,7 +25,7 @@ void load_row(const T* from, int64_t from_stride, int64_t columns, int64_t chann
     for (int64_t c = 0; c < channels; c += kLanes) {
       const int count = static_cast<int>(std::min<int64_t>(kLanes, channels - c));
       Vec x = load_lanes(from + column * from_stride + c, count);
-      if constexpr (!kPlain) x = activate<kAct>(multiply_add(x, load(scale + c), load(shift + c)));
+      if constexpr (!kPlain) x = quick_activate<kAct, false>(multiply_add(x, load(scale + c), load(shift + c)));
       store(to + column * kChunk + c, x);
     }
   }
@@ -31,17 +33,24 @@ void load_row(const T* from, int64_t from_stride, int64_t columns, int64_t chann
 
 // y[columns] = act(scale * row + shift) for `count` <= kLanes channels; returns the sum of y before rounding.
 template <class T, Activation kAct>
-Vec store_row(const float* row, int64_t columns, int64_t y_stride, int count, Vec scale, Vec shift, T* y) {
+Vec store_row(const float* row, int64_t columns, int64_t y_stride, int count, bool past_caches, Vec scale, Vec shift,
+              T* y) {
   Vec sum(0.0f);
-  if (count == kLanes) {
+  if (past_caches) {
     for (int64_t column = 0; column < columns; ++column) {
-      const Vec value = activate<kAct>(multiply_add(load(row + column * kLanes), scale, shift));
+      const Vec value = quick_activate<kAct, false>(multiply_add(load(row + column * kLanes), scale, shift));
+      sum = sum + value;
+      store_past_caches(y + column * y_stride, value);
+    }
+  } else if (count == kLanes) {
+    for (int64_t column = 0; column < columns; ++column) {
+      const Vec value = quick_activate<kAct, false>(multiply_add(load(row + column * kLanes), scale, shift));
       sum = sum + value;
       store(y + column * y_stride, value);
     }
   } else {
     for (int64_t column = 0; column < columns; ++column) {
-      const Vec value = activate<kAct>(multiply_add(load(row + column * kLanes), scale, shift));
+      const Vec value = quick_activate<kAct, false>(multiply_add(load(row + column * kLanes), scale, shift));
       sum = sum + value;
       store_partial(y + column * y_stride, value, count);
     }
@@ -141,6 +150,7 @@ class Task {
         if (plan_.partial_stats != nullptr) add_moments(row, (row - first_row) * p_.out_width, c);
       }
     }
+    if (past_caches_) finish_stores();
     const int64_t unit = image_ * plan_.bands + band_;
     if (p_.pooled != nullptr) {
       std::copy_n(scratch_.sums, channels_, plan_.partial_sums + unit * p_.channels + first_channel_);
@@ -240,15 +250,18 @@ class Task {
       convolve_(taps, segments_[i].last - segments_[i].first, scratch_.row + segments_[i].first * kLanes);
     }
     const int count = static_cast<int>(std::min<int64_t>(kLanes, channels_ - c));
-    const Vec sum = store_output_(scratch_.row, p_.out_width, p_.channels, count, load(scratch_.scale + c),
-                                  load(scratch_.shift + c), y_ + out_row * p_.out_width * p_.channels + c);
+    const Vec sum =
+        store_output_(scratch_.row, p_.out_width, p_.channels, count, past_caches_, load(scratch_.scale + c),
+                      load(scratch_.shift + c), y_ + out_row * p_.out_width * p_.channels + c);
     store(scratch_.sums + c, load(scratch_.sums + c) + sum);
   }
 
-  // Of the row as stored, so that it is read back, from the nearest cache.
+  // Of the row as stored: in fp32 without an epilogue that is the row in scratch memory.
   void add_moments(int64_t out_row, int64_t before, int64_t c) {
     const int count = static_cast<int>(std::min<int64_t>(kLanes, channels_ - c));
-    const Moments row = moments_of(y_ + out_row * p_.out_width * p_.channels + c, p_.channels, p_.out_width, count);
+    const Moments row =
+        raw_ ? moments_of(scratch_.row, kLanes, p_.out_width, kLanes)
+             : moments_of(y_ + out_row * p_.out_width * p_.channels + c, p_.channels, p_.out_width, count);
     merge_moments(row, static_cast<float>(before), scratch_.mean + c, scratch_.m2 + c, kLanes);
   }
 
@@ -258,6 +271,10 @@ class Task {
   const ConvolveRow convolve_ = select_convolve_row(p_.kernel, p_.stride);
   const LoadRow<T> load_input_ = select_load_row<T>(p_.in_act, p_.in_scale != nullptr || p_.in_shift != nullptr);
   const StoreRow<T> store_output_ = select_store_row<T>(p_.act);
+  const bool raw_ =
+      std::is_same_v<T, float> && p_.act == Activation::kNone && p_.scale == nullptr && p_.shift == nullptr;
+  const bool past_caches_ =
+      raw_ && writes_past_caches(p_.y, p_.batch* p_.out_height* p_.out_width* p_.channels, p_.channels);
   const T* x_;
   T* y_;
   int64_t first_channel_, channels_, band_, image_;

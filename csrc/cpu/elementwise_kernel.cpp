@@ -1,5 +1,6 @@
 // The elementwise pass and the small fully connected layers of squeeze-and-excite; compiled once per instruction set.
 #include "elementwise.h"
+#include "network_act.h"
 #include "vec.h"
 
 namespace effnet::cpu::EFFNET_ISA {
@@ -23,7 +24,7 @@ void run_band(const ElementwiseParams& p, int64_t image, int64_t first_row, int6
       Vec value = load_lanes(x + base + c, count);
       if (p.scale != nullptr) value = value * load_lanes(p.scale + c, count);
       if (p.shift != nullptr) value = value + load_lanes(p.shift + c, count);
-      value = activate<kAct>(value);
+      value = quick_activate<kAct, false>(value);
       if (multiplier != nullptr) value = value * load_lanes(multiplier + c, count);
       if (residual != nullptr) value = value + load_lanes(residual + base + c, count);
       if (sums != nullptr) store_lanes(sums + c, load_lanes(sums + c, count) + value, count);

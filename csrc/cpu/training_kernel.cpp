@@ -57,7 +57,7 @@ void batch_norm_reduce(const TrainingParams& p, int64_t task) {
       fetch_ahead(band.z + at);
       const Vec z = load_lanes(band.z + at, count);
       Vec g = load_lanes(band.dy + at, count) * band.row_scale;
-      if constexpr (kAct != Activation::kNone) g = g * activate_grad<kAct>(multiply_add(z, scale, shift));
+      if constexpr (kAct != Activation::kNone) g = g * quick_activate_grad<kAct>(multiply_add(z, scale, shift));
       sums[0] = sums[0] + g;
       sums[1] = multiply_add(g, (z - mean) * invstd, sums[1]);
     });
@@ -78,7 +78,7 @@ void batch_norm_input_grad(const TrainingParams& p, int64_t task) {
       Vec g = load_lanes(band.dy + at, count) * band.row_scale;
       if constexpr (kAct != Activation::kNone) {
         const Vec scale = vector_or(p.scale, c, count, 1.0f), shift = vector_or(p.shift, c, count, 0.0f);
-        g = g * activate_grad<kAct>(multiply_add(z, scale, shift));
+        g = g * quick_activate_grad<kAct>(multiply_add(z, scale, shift));
       }
       store_lanes(band.out + at, multiply_add(g, load_lanes(p.a + c, count), rest), count);
     }

@@ -1,7 +1,7 @@
 """The CPU backend: C++ kernels behind the reference's signatures, inference and training in fp32 and bf16.
 
 Everything is the package's own (``csrc/cpu/``), except that the 1x1 convolution in training multiplies with PyTorch's
-GEMM (docs/kernels/depthwise.md). In inference a whole block is one call with a matrix product of its own (docs/cpu.md).
+GEMM in bf16 (docs/cpu_training.md). In inference a whole block is one call (docs/cpu.md).
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ def kernels() -> SimpleNamespace:
             "gate_and_norm_sums",
             "gate_batch_norm_sums",
             "mbconv_inference",
-            "pointwise_data_grad",
+            "pointwise_backward",
             "pointwise_forward",
             "squeeze_excite_backward",
         ),

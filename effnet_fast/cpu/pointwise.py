@@ -81,6 +81,17 @@ def pointwise_backward(
 
     In bf16 ``dz`` and the product of a group of images are rounded, as PyTorch rounds them.
     """
+    if in_affine is not None and in_norm is None:
+        raise ValueError("pointwise_backward: in_norm: expected vectors, for the sums, got None")
+    if x.dtype == torch.float32 == weight.dtype:
+        dx, dweight, sums = kernels().pointwise_backward(
+            *(dy, x, weight),
+            *((z, *grad) if z is not None and grad is not None else (None,) * 5),
+            *(row_scale, *(in_affine or (None, None)), NUMBER[in_act], *(in_norm or (None, None)), gate),
+            *(residual_grad if in_affine is None else None, need_dx, need_dw),
+        )
+        writes_dx = need_dx or in_affine is not None
+        return ConvGrad(dx if writes_dx else None, dweight if need_dw else None, sums if in_affine else None)
     n, channels = x.shape[:2]
     x, dy = _nhwc(x), _nhwc(dy)
     z, residual_grad = (None if t is None else _nhwc(t) for t in (z, residual_grad))
@@ -88,21 +99,9 @@ def pointwise_backward(
     dx = _new_image(x, channels) if need_dx else None
     dweight = torch.zeros(weight.shape, dtype=torch.float32) if need_dw else None
     sums = torch.empty(5, n, channels, dtype=torch.float32) if in_affine is not None else None
-    fused = in_affine is not None and in_norm is not None and _is_fused(x, weight)
     for images in _groups(x, max(channels, weight.shape[0])):
         here = x[images]
         row_gate = None if gate is None else gate[images]
-        if fused:
-            assert dx is not None and sums is not None and in_affine is not None and in_norm is not None
-            dz, a, sums[:, images] = kernels().pointwise_data_grad(
-                *(dy[images], weight, dx[images], None if z is None or grad is None else z[images]),
-                *(grad if z is not None and grad is not None else (None,) * 4),
-                None if row_scale is None else row_scale[images],
-                *(here, *in_affine, NUMBER[in_act], *in_norm, row_gate, need_dw),
-            )
-            if dweight is not None:
-                _accumulate(dweight, _rows(dz if dz.numel() else dy[images]).t(), _rows(a))
-            continue
         dz = _input_grad(dy[images], z, grad, row_scale, images)
         if dx is not None:
             _multiply(dz, weight, dx[images])
@@ -112,9 +111,7 @@ def pointwise_backward(
                     dx[images], ones, ones, NUMBER["none"], ones, residual_grad[images], False
                 )
         if sums is not None:
-            assert dx is not None and in_affine is not None
-            if in_norm is None:
-                raise ValueError("pointwise_backward: in_norm: expected vectors, for the sums, got None")
+            assert dx is not None and in_affine is not None and in_norm is not None
             sums[:, images], a = kernels().gate_and_norm_sums(
                 dx[images], here, *in_affine, NUMBER[in_act], *in_norm, row_gate, need_dw
             )
