@@ -193,7 +193,12 @@ def test_interrupted_sweeps_keep_what_they_have(quick: list[str], tmp_path: Path
         *map(str, range(1, 400)),
     ]
     process = subprocess.Popen(
-        [*command, "--out", str(out)], stdout=subprocess.PIPE, text=True, start_new_session=True
+        [*command, "--out", str(out)],
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # Tests that a shell runs in the background inherit that Ctrl-C is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         deadline = time.monotonic() + 240

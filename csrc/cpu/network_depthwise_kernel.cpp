@@ -4,10 +4,7 @@
 
 #include "network_act.h"
 #include "network_kernels.h"
-
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
+#include "streaming.h"
 
 namespace effnet::cpu::EFFNET_ISA {
 namespace {
@@ -92,31 +89,6 @@ Vec store_row(const float* row, int64_t columns, Vec bias, T* y, int64_t stride)
   return sum;
 }
 
-// To memory past the caches, for what is read again only after more than they hold has been written: saves reading
-// each line before it is written. Both ends are multiples of 32 bytes.
-EFFNET_INLINE void stream(void* to, const void* from, int64_t bytes) {
-#if defined(__AVX__)
-  for (int64_t i = 0; i < bytes; i += 32) {
-    _mm256_stream_si256(reinterpret_cast<__m256i*>(static_cast<char*>(to) + i),
-                        _mm256_load_si256(reinterpret_cast<const __m256i*>(static_cast<const char*>(from) + i)));
-  }
-#elif defined(__SSE2__)
-  for (int64_t i = 0; i < bytes; i += 16) {
-    _mm_stream_si128(reinterpret_cast<__m128i*>(static_cast<char*>(to) + i),
-                     _mm_load_si128(reinterpret_cast<const __m128i*>(static_cast<const char*>(from) + i)));
-  }
-#else
-  std::memcpy(to, from, static_cast<size_t>(bytes));
-#endif
-}
-
-// Before other threads are told of what was streamed.
-EFFNET_INLINE void finish_streaming() {
-#if defined(__SSE2__)
-  _mm_sfence();
-#endif
-}
-
 // One row's run of expanded pixels into the ring: to[width groups][ring plane], from[pixels][kPanel].
 template <Activation kAct, bool kCoarse>
 void activate_columns(const float* from, int64_t pixels, int64_t width, const float* bias, float* to, int64_t plane) {
@@ -160,7 +132,7 @@ class Item {
       next = std::max(next, bottom);
       compute(row, end);
     }
-    if (s_.stream) finish_streaming();
+    if (s_.stream) finish_stores();
   }
 
  private:
@@ -230,8 +202,8 @@ class Item {
       }
       if (!s_.stream) continue;
       for (int64_t row = first; row < last; ++row) {
-        stream(out_ + (row * s_.out_width + column) * width_ * kGroup, y_of(row, column, first),
-               (end - column) * width_ * kGroup * sizeof(T));
+        copy_past_caches(out_ + (row * s_.out_width + column) * width_ * kGroup, y_of(row, column, first),
+                         (end - column) * width_ * kGroup * sizeof(T));
       }
     }
   }

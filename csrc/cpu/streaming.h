@@ -3,6 +3,10 @@
 
 #include <cstdint>
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
 #include "vec.h"
 
 namespace effnet::cpu::EFFNET_ISA {
@@ -26,9 +30,26 @@ inline void store_past_caches(float* to, Vec x) {
 // bfloat16 fills half a line.
 inline void store_past_caches(BFloat16* to, Vec x) { store(to, x); }
 
+// Both ends are multiples of 32 bytes.
+inline void copy_past_caches(void* to, const void* from, int64_t bytes) {
+#if defined(__AVX__)
+  for (int64_t i = 0; i < bytes; i += 32) {
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(static_cast<char*>(to) + i),
+                        _mm256_load_si256(reinterpret_cast<const __m256i*>(static_cast<const char*>(from) + i)));
+  }
+#elif defined(__SSE2__)
+  for (int64_t i = 0; i < bytes; i += 16) {
+    _mm_stream_si128(reinterpret_cast<__m128i*>(static_cast<char*>(to) + i),
+                     _mm_load_si128(reinterpret_cast<const __m128i*>(static_cast<const char*>(from) + i)));
+  }
+#else
+  std::memcpy(to, from, static_cast<size_t>(bytes));
+#endif
+}
+
 // Before another thread reads what was written so.
 inline void finish_stores() {
-#if defined(__AVX512F__)
+#if defined(__SSE2__)
   _mm_sfence();
 #endif
 }
