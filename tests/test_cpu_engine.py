@@ -197,7 +197,7 @@ def test_shapes_of_efficientnet(dtype: torch.dtype, batch: int) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_maps_beyond_the_caches(isa: str, dtype: torch.dtype) -> None:
-    """More than 8 MB of expanded channels, which are streamed to memory, in rows of several tiles of odd width."""
+    """More than 4 MB of expanded channels, which are streamed to memory, in rows of several tiles of odd width."""
     torch.manual_seed(5)
     net = network([block(24, 24, ratio=8), block(24, 16, kernel=5)], conv(24, 3, 3, padding="same"))
     x = torch.randn(1, 3, 181, 131)

@@ -11,7 +11,7 @@ namespace {
 constexpr int64_t kRingBytes = 256 << 10;
 // The depthwise output of a step goes past the caches if it is larger: hardly any of it would still be there when it is
 // read, and a line that is written through the caches is read first (150 x 150 x 288 in fp32 takes a fifth longer).
-constexpr int64_t kStreamBytes = 8 << 20;
+constexpr int64_t kStreamBytes = 4 << 20;
 // What a block of pixels of the projection reads, over and over, once per panel.
 constexpr int64_t kProjectBytes = 256 << 10;
 
