@@ -217,28 +217,6 @@ void multiply_rows(const Tile<T>& tile, int vectors, bool half) {
 }
 
 template <class T>
-void multiply_tile_of(const Tile<T>& tile, int rows, int vectors, bool half) {
-  switch (rows) {
-#define EFFNET_ROWS(n) \
-  case n:              \
-    return multiply_rows<T, n>(tile, vectors, half);
-    EFFNET_ROWS(1)
-    EFFNET_ROWS(2)
-    EFFNET_ROWS(3)
-#if defined(__AVX2__) || defined(__aarch64__)
-    EFFNET_ROWS(4)
-#endif
-#if defined(__AVX512F__) || defined(__aarch64__)
-    EFFNET_ROWS(5)
-    EFFNET_ROWS(6)
-    EFFNET_ROWS(7)
-    EFFNET_ROWS(8)
-#endif
-#undef EFFNET_ROWS
-  }
-}
-
-template <class T>
 void multiply_all(const T* a, const Gemm& gemm, int64_t first, int pixels, const void* weights, int64_t panel,
                   float* out) {
   constexpr int kPair = kIsHalf<T> ? 2 : 1;
@@ -262,7 +240,7 @@ void multiply_all(const T* a, const Gemm& gemm, int64_t first, int pixels, const
                          width * kGroup * kPair,
                          out + row * kPanel + vector * kLanes,
                          part == 0 ? gemm.pixels_ahead : 0};
-      multiply_tile_of(tile, row_end - row, vector_end - vector, half);
+      with_tile_rows(row_end - row, [&](auto rows) { multiply_rows<T, rows.value>(tile, vector_end - vector, half); });
       row = row_end;
     }
     vector = vector_end;

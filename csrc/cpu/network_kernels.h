@@ -2,6 +2,7 @@
 #pragma once
 
 #include <type_traits>
+#include <utility>
 
 #include "network.h"
 #include "vec.h"
@@ -26,6 +27,15 @@ constexpr int kTileRows = 4;
 #else
 constexpr int kTileRows = 3;
 #endif
+// f(integral constant of the same value) of 1 to kTileRows rows.
+template <class F, int... kLess>
+EFFNET_INLINE void with_tile_rows(int64_t rows, F f, std::integer_sequence<int, kLess...>) {
+  (void)((rows == kLess + 1 && (f(std::integral_constant<int, kLess + 1>()), true)) || ...);
+}
+template <class F>
+EFFNET_INLINE void with_tile_rows(int64_t rows, F f) {
+  with_tile_rows(rows, f, std::make_integer_sequence<int, kTileRows>());
+}
 // Pixels multiplied before the epilogue runs over them: with 48 channels, 6 KB that stay in the nearest cache.
 constexpr int kBlockPixels = 32;
 static_assert(kBlockPixels >= kTileRows);

@@ -61,28 +61,6 @@ void add_rows(const OuterProduct& p, const float* a, const float* b, int64_t pix
   }
 }
 
-void add_tile_of(const OuterProduct& p, const float* a, const float* b, int64_t pixels, int64_t rows, int vectors,
-                 int count, float* out) {
-  switch (rows) {
-#define EFFNET_ROWS(n) \
-  case n:              \
-    return add_rows<n>(p, a, b, pixels, vectors, count, out);
-    EFFNET_ROWS(1)
-    EFFNET_ROWS(2)
-    EFFNET_ROWS(3)
-#if defined(__AVX2__) || defined(__aarch64__)
-    EFFNET_ROWS(4)
-#endif
-#if defined(__AVX512F__) || defined(__aarch64__)
-    EFFNET_ROWS(5)
-    EFFNET_ROWS(6)
-    EFFNET_ROWS(7)
-    EFFNET_ROWS(8)
-#endif
-#undef EFFNET_ROWS
-  }
-}
-
 }  // namespace
 
 void add_outer_product(const OuterProduct& p) {
@@ -97,8 +75,10 @@ void add_outer_product(const OuterProduct& p) {
       const int count = lanes_left(p.b_channels, (end - 1) * kLanes);
       for (int64_t tile = 0; tile < tiles; ++tile) {
         const int64_t row = tile * p.a_channels / tiles, rows = (tile + 1) * p.a_channels / tiles - row;
-        add_tile_of(p, p.a + pixel * p.a_stride + row, p.b + pixel * p.b_stride + column, pixels, rows,
-                    static_cast<int>(end - vector), count, p.out + row * p.b_channels + column);
+        with_tile_rows(rows, [&](auto known) {
+          add_rows<known.value>(p, p.a + pixel * p.a_stride + row, p.b + pixel * p.b_stride + column, pixels,
+                                static_cast<int>(end - vector), count, p.out + row * p.b_channels + column);
+        });
       }
     }
   }
