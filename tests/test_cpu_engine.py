@@ -137,6 +137,55 @@ def assert_engine(net: Network, x: Tensor, dtype: torch.dtype) -> Tensor:
     return got
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("after", ["silu", "relu", "none"])
+@pytest.mark.parametrize("before", ["silu", "relu", None])
+def test_each_activation_keeps_its_unit(isa: str, before: str | None, after: str, dtype: torch.dtype) -> None:
+    # SiLU is computed in units, which the weights around it undo: they must do so beside every other activation.
+    torch.manual_seed(3)
+    b = block(24, 24, ratio=1 if before is None else 2, kernel=5, act="silu")
+    b = b._replace(
+        expand=None if b.expand is None else b.expand._replace(act=before),
+        depthwise=b.depthwise._replace(act=after),
+    )
+    assert_engine(network([b, b], conv(24, 3, 3, stride=2)), torch.randn(2, 3, 21, 18), dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", [1e4, 1e12, 1e30])
+def test_large_values(isa: str, size: float, dtype: torch.dtype) -> None:
+    # An expansion and a depthwise convolution that hand each channel on: SiLU of +-size, and of NaN.
+    eye, taps = torch.eye(16)[:, :, None, None], torch.zeros(16, 1, 3, 3)
+    taps[:, :, 1, 1] = 1.0
+    zeros = torch.zeros(16)
+    b = Block(
+        Conv(eye, zeros, act="silu"),
+        Conv(taps, zeros, padding=(1, 1, 1, 1), groups=16, act="silu"),
+        None,
+        Conv(eye, zeros),
+        False,
+    )
+    net = Network(Conv(eye[:, :2], zeros), (b,), None, None)
+    x = torch.tensor([size, -size, torch.nan, 0.0]).view(1, 1, 1, 4).expand(1, 2, 1, 4).contiguous()
+    # NaN times a weight of 0 is NaN: images apart, so that it stays where it is.
+    images = x.permute(3, 1, 0, 2).contiguous()
+    got = compile_network(net, dtype).run(images)[:, 0, 0, 0]
+    assert abs(got[0] / size - 1) < (1e-6 if dtype == torch.float32 else 1e-2)
+    assert got[1] == 0 and got[2].isnan() and got[3] == 0
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_numbers_do_not_depend_on_how_outputs_are_stored(dtype: torch.dtype) -> None:
+    # 40 x 40 x 192: past the caches where two threads share the image, through them with one.
+    torch.manual_seed(4)
+    net = network([block(32, 32, kernel=5)], conv(32, 3, 3, padding=(1, 1, 1, 1)))
+    program, x = compile_network(net, dtype), torch.randn(1, 3, 40, 40)
+    torch.set_num_threads(1)
+    one = program.run(x)
+    torch.set_num_threads(2)
+    assert torch.equal(program.run(x), one)
+
+
 def random_network(rng: random.Random, act: str) -> Network:
     """Odd channel counts, every kernel size, stride and padding; ends in one of the ways a network can end."""
     width = rng.choice((3, 8, 19, 24, 40, 65))

@@ -60,15 +60,17 @@ class BlockPlanner : StepBuilder {
  public:
   BlockPlanner(const Block& block, int64_t threads, char* workspace, void* y)
       : StepBuilder(check_dtype(block.x, kOp, "x"), threads, workspace), block_(block), y_(y) {
-    if (block.expand.has_value()) record_.expand = conv(*block.expand, block.acts[0], dtype_, true);
-    record_.depthwise = conv(*block.depthwise, block.acts[1], DType::kFloat32, false);
+    // What the depthwise convolution gets and gives is in units of an activation's (kSiluUnit).
+    const double before = block.expand.has_value() ? unit_of(block.acts[0]) : 1.0, after = unit_of(block.acts[1]);
+    if (block.expand.has_value()) record_.expand = conv(*block.expand, block.acts[0], dtype_, true, before, before);
+    record_.depthwise = conv(*block.depthwise, block.acts[1], DType::kFloat32, false, after / before, after);
     record_.depthwise.kernel = block.shape.kernel, record_.depthwise.stride = block.stride;
     record_.depthwise.left = block.padding[0], record_.depthwise.right = block.padding[1];
     record_.depthwise.top = block.padding[2], record_.depthwise.bottom = block.padding[3];
-    record_.project = conv(*block.project, Activation::kNone, dtype_, true);
+    record_.project = conv(*block.project, Activation::kNone, dtype_, true, 1.0 / after, 1.0);
     if (block.squeeze.has_value()) {
-      record_.squeeze = linear(*block.squeeze, block.acts[2]);
-      record_.excite = linear(*block.excite, block.acts[3]);
+      record_.squeeze = linear(*block.squeeze, block.acts[2], 1.0 / after);
+      record_.excite = linear(*block.excite, block.acts[3], 1.0);
     }
     record_.residual = block.residual ? 1 : 0;
   }
@@ -90,8 +92,9 @@ class BlockPlanner : StepBuilder {
     return offsets_.back();
   }
 
-  int64_t matrix(const Weight& w, DType dtype, bool panels, bool pairs) {
+  int64_t matrix(const Weight& w, DType dtype, bool panels, bool pairs, double factor) {
     Packing p{};
+    p.factor = static_cast<float>(factor);
     p.from = w.tensor.const_data_ptr(), p.from_dtype = w.dtype;
     p.outputs = w.outputs, p.depth = p.row_stride = w.depth;
     p.scale = w.fold.has_value() ? w.fold->const_data_ptr<float>() + 3 * w.outputs : nullptr;
@@ -101,8 +104,9 @@ class BlockPlanner : StepBuilder {
     return pack(p, groups * kGroup * round_up(w.depth, 2));
   }
 
-  int64_t bias(const Weight& w) {
+  int64_t bias(const Weight& w, double factor) {
     Packing p{};
+    p.factor = static_cast<float>(factor);
     p.image = true, p.outputs = 1, p.depth = w.outputs;
     if (w.fold.has_value()) p.from = w.fold->const_data_ptr<float>() + 4 * w.outputs;
     if (w.bias.has_value()) {
@@ -112,17 +116,17 @@ class BlockPlanner : StepBuilder {
     return pack(p, round_up(w.outputs, kGroup));
   }
 
-  ConvRecord conv(const Weight& w, Activation act, DType dtype, bool panels) {
+  ConvRecord conv(const Weight& w, Activation act, DType dtype, bool panels, double factor, double bias_factor) {
     ConvRecord record{};
     record.in = panels ? w.depth : w.outputs, record.out = w.outputs;
     record.kernel = record.stride = 1;
     record.act = static_cast<int64_t>(act);
-    record.weight = matrix(w, dtype, panels, panels), record.bias = bias(w);
+    record.weight = matrix(w, dtype, panels, panels, factor), record.bias = bias(w, bias_factor);
     return record;
   }
 
-  LinearRecord linear(const Weight& w, Activation act) {
-    return {w.depth, w.outputs, static_cast<int64_t>(act), matrix(w, dtype_, false, false), bias(w)};
+  LinearRecord linear(const Weight& w, Activation act, double factor) {
+    return {w.depth, w.outputs, static_cast<int64_t>(act), matrix(w, dtype_, false, false, factor), bias(w, 1.0)};
   }
 
   void emit() {

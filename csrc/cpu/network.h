@@ -93,15 +93,18 @@ struct TileSteps {
 // out = act(A W + bias)
 struct Gemm {
   const void* weights;
-  const float* bias;
-  int64_t depth;  // rows of a panel
+  const float* bias;  // null: zeros
+  int64_t depth;      // rows of a panel
   Panels panels;
   int64_t channels;  // of the result
   const Segment* segments;
   int32_t segment_count;
   Activation act;
-  // > 0: while a pixel is multiplied, the one so many further on is fetched. Many segments are many short streams,
-  // which the hardware does not foresee (150 x 150 x 288 in fp32: 55 % of the peak without).
+  // Not null: while a pixel is multiplied, the one `pixels_ahead` further on is fetched from this A, whose segments
+  // have the lengths and strides of `segments`. Many segments are many short streams, which the hardware does not
+  // foresee (150 x 150 x 288 in fp32: 55 % of the peak without).
+  const void* ahead;
+  const Segment* ahead_segments;
   int64_t pixels_ahead;
   TileSteps tiles;
 };
@@ -118,6 +121,7 @@ struct Packing {
   DType from_dtype;
   int64_t outputs, depth, row_stride;  // elements from output to output
   const float* scale;
+  float factor = 1.0f;  // of everything
   void* to;
   DType to_dtype;
   bool pairs;
@@ -131,6 +135,13 @@ struct Image {
   void* data;
   int64_t image_stride, pixel_stride;  // elements
 };
+
+// SiLU of a block's expansion and depthwise convolution is computed in units: with u = kSiluUnit and t = u x,
+// u silu(x) = t / (1 + 2^t), which takes fewer instructions than silu(x). So what such an activation gets and gives is
+// u times what the model says, and the weights around it are packed so that it is: those before it times u, those after
+// it by u (effnet_fast/cpu/units.py, block.cpp).
+constexpr double kSiluUnit = -1.4426950408889634;  // -log2(e)
+constexpr double unit_of(Activation act) { return act == Activation::kSilu ? kSiluUnit : 1.0; }
 
 enum class Scaling : int32_t { kNone, kWeights, kBlock, kImage };
 

@@ -14,8 +14,11 @@ struct Tile {
   int64_t first;     // pixel
   const T* b;        // the panel from the tile's first column on
   int64_t b_stride;  // elements from row (bfloat16: pair of rows) to row
-  float* out;        // [rows][kPanel]
-  int64_t ahead;     // > 0: fetch the pixels so many further on
+  const float* bias;
+  float* out;      // [rows][kPanel]
+  const T* ahead;  // see Gemm; null: nothing
+  const Segment* ahead_segments;
+  int64_t ahead_first;  // pixel
 };
 
 // A vector of columns is as wide as a register or half of that: where a register has 64 bytes, instructions of 32 take
@@ -155,8 +158,8 @@ void multiply_tile(const Tile<T>& tile) {
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) sums[r][v] = Float{};
-    half_sums[r] = HalfFloat{};
+    for (int v = 0; v < kVectors; ++v) sums[r][v] = load_vector<Float>(tile.bias + v * kLanes);
+    if constexpr (kHalf) half_sums[r] = load_vector<HalfFloat>(tile.bias + kVectors * kLanes);
   }
   const T* b = tile.b;
   for (int64_t s = 0; s < tile.segment_count; ++s) {
@@ -165,7 +168,9 @@ void multiply_tile(const Tile<T>& tile) {
     const T* a = tile.a + segment.offset + tile.first * stride;
     const T* const end = a + segment.length;
     // A little with every segment: all of it at once is more than can be under way, and the tile would wait.
-    if (tile.ahead > 0) fetch(a + tile.ahead * stride, kRows * stride);
+    if (tile.ahead != nullptr) {
+      fetch(tile.ahead + tile.ahead_segments[s].offset + tile.ahead_first * stride, kRows * stride);
+    }
     for (; a != end; a += kPair) {
       Columns<T, Float> columns[kVectors];
       Columns<T, HalfFloat> half;
@@ -220,7 +225,9 @@ template <class T>
 void multiply_all(const T* a, const Gemm& gemm, int64_t first, int pixels, const void* weights, int64_t panel,
                   float* out) {
   constexpr int kPair = kIsHalf<T> ? 2 : 1;
+  alignas(kVectorBytes) static constexpr float kNoBias[kPanel] = {};
   const int64_t width = gemm.panels.width(panel), last = (gemm.panels.first(panel) + width) * kGroup;
+  const float* bias = gemm.bias == nullptr ? kNoBias : gemm.bias + gemm.panels.first(panel) * kGroup;
   const T* b = panel_of<T>(gemm, weights, panel);
   const int vectors = static_cast<int>(width * kGroup / kLanes);
   const int tiles = (pixels + kTileRows - 1) / kTileRows, parts = (vectors + 2) / 3;
@@ -238,8 +245,11 @@ void multiply_all(const T* a, const Gemm& gemm, int64_t first, int pixels, const
                          first + row,
                          b + vector * kLanes * kPair,
                          width * kGroup * kPair,
+                         bias + vector * kLanes,
                          out + row * kPanel + vector * kLanes,
-                         part == 0 ? gemm.pixels_ahead : 0};
+                         part == 0 ? static_cast<const T*>(gemm.ahead) : nullptr,
+                         gemm.ahead_segments,
+                         first + row + gemm.pixels_ahead};
       with_tile_rows(row_end - row, [&](auto rows) { multiply_rows<T, rows.value>(tile, vector_end - vector, half); });
       row = row_end;
     }
@@ -258,8 +268,7 @@ void multiply(const BFloat16* a, const Gemm& gemm, int64_t first, int pixels, co
               float* out) {
 #if defined(EFFNET_HAVE_AMX)
   if (gemm.tiles.full > 0) {
-    return amx::multiply(a, gemm, first, pixels, panel_of<BFloat16>(gemm, weights, panel), gemm.panels.width(panel),
-                         out);
+    return amx::multiply(a, gemm, first, pixels, weights, panel, out);
   }
 #endif
   multiply_all(a, gemm, first, pixels, weights, panel, out);

@@ -85,22 +85,25 @@ void project_item(const Step& s, int64_t item, ThreadState& state) {
     }
   }
   const int64_t panels = s.gemm.panels.count;
-  const bool direct = s.scaling == Scaling::kNone || s.scaling == Scaling::kWeights;
-  gemm.pixels_ahead = direct && gemm.segment_count > 1 ? kBlockPixels : 0;
+  if (s.gemm.segment_count > 1 && s.scaling != Scaling::kImage) {
+    gemm.ahead = static_cast<const T*>(s.in.data) + image * s.in.image_stride;
+    gemm.ahead_segments = s.gemm.segments;
+    // The next block's where this one is a copy, else the next pixels.
+    gemm.pixels_ahead = s.scaling == Scaling::kBlock ? end : kBlockPixels;
+  }
   for (int64_t panel = part * panels / s.panel_parts; panel < (part + 1) * panels / s.panel_parts; ++panel) {
     product_rows(s, gemm, a, shift, weights, image, panel, first, end, product);
     // The pixels are in the second-level cache now.
-    gemm.pixels_ahead = 0;
+    gemm.ahead = nullptr;
   }
 }
 
 template <class T, Activation kAct>
-void add_block(const float* block, int64_t pixels, int64_t width, const float* bias, float* sums) {
+void add_block(const float* block, int64_t pixels, int64_t width, float* sums) {
   for (int64_t c = 0; c < width * kGroup; c += kLanes) {
-    const Vec shift = load(bias + c);
     Vec sum(0.0f);
     for (int64_t pixel = 0; pixel < pixels; ++pixel) {
-      sum = sum + quick_activate<kAct, kIsHalf<T>>(load(block + pixel * kPanel + c) + shift);
+      sum = sum + quick_activate<kAct, kIsHalf<T>>(load(block + pixel * kPanel + c));
     }
     store(sums + c, load(sums + c) + sum);
   }
@@ -119,7 +122,7 @@ void pool_item(const Step& s, int64_t item, float* scratch) {
   for (int64_t i = 0; i < blocks; ++i) {
     const int64_t from = i * pixels / blocks, to = (i + 1) * pixels / blocks;
     multiply(a, s.gemm, from, static_cast<int>(to - from), s.gemm.weights, panel, scratch);
-    add(scratch, to - from, width, s.gemm.bias + channel, sums);
+    add(scratch, to - from, width, sums);
   }
   float* out = s.vectors_out + image * s.vectors_out_stride + channel;
   const int64_t count = s.final_channels > 0 ? std::min(width * kGroup, s.final_channels - channel) : width * kGroup;

@@ -25,7 +25,7 @@ void pack_group(const Packing& p, int64_t group) {
   const int64_t count = std::min(kGroup, p.outputs - group * kGroup);
   for (int64_t i = 0; i < count; ++i) {
     rows[i] = static_cast<const From*>(p.from) + (group * kGroup + i) * p.row_stride;
-    scales[i] = p.scale == nullptr ? 1.0f : p.scale[group * kGroup + i];
+    scales[i] = p.scale == nullptr ? p.factor : p.scale[group * kGroup + i] * p.factor;
   }
   for (int64_t k = 0; k < depth; ++k) {
     To* out = to + k / step * width * step + k % step;
@@ -44,7 +44,8 @@ void pack_pixels(const Packing& p, int64_t first, int64_t end) {
     To* to = static_cast<To*>(p.to) + pixel * padded;
     for (int64_t c = 0; c < padded; c += kLanes) {
       const int64_t count = p.from == nullptr ? 0 : std::clamp<int64_t>(p.depth - c, 0, kLanes);
-      store(to + c, count == 0 ? Vec(0.0f) : load_lanes(from + c, static_cast<int>(count)));
+      const Vec value = count == 0 ? Vec(0.0f) : load_lanes(from + c, static_cast<int>(count));
+      store(to + c, value * Vec(p.factor));
     }
   }
 }

@@ -12,6 +12,11 @@ constexpr int64_t kRingBytes = 256 << 10;
 // The depthwise output of a step goes past the caches if it is larger: hardly any of it would still be there when it is
 // read, and a line that is written through the caches is read first (150 x 150 x 288 in fp32 takes a fifth longer).
 constexpr int64_t kStreamBytes = 4 << 20;
+// If threads share an image, already from here on: the lines were last read by another core, which has to give them up
+// first. Where that core has another last-level cache the step takes up to a third longer; where it has the same one,
+// streaming and not cost the same. In bfloat16, whose rows of 16 are half lines that must be put together first, it
+// pays later.
+constexpr int64_t kStreamSharedBytes = 256 << 10, kStreamSharedHalfBytes = 1 << 20;
 // What a block of pixels of the projection reads, over and over, once per panel.
 constexpr int64_t kProjectBytes = 256 << 10;
 
@@ -156,9 +161,11 @@ void StepBuilder::cut_depthwise(Step* step, int64_t depth) const {
   step->ring_rows = (step->step_rows - 1) * step->stride + step->kernel;
   step->items = step->images * step->chunks.count * step->bands;
   const int64_t outputs = step->images * step->out_height * step->out_width * step->chunks.groups * kGroup;
-  step->stream = outputs * element() >= kStreamBytes;
-  const int64_t tile_floats = kTileColumns * kGroup + (step->stream ? step->step_rows * kTileColumns * kPanel : 0);
-  step->scratch_floats = step->ring_rows * row_bytes / 4 + kBlockFloats + tile_floats;
+  const int64_t shared_bytes = dtype_ == DType::kFloat32 ? kStreamSharedBytes : kStreamSharedHalfBytes;
+  const bool shared = threads > 1 && step->images < threads;
+  step->stream = outputs * element() >= (shared ? shared_bytes : kStreamBytes);
+  const int64_t copied = step->stream ? step->step_rows * kTileColumns * kPanel : 0;
+  step->scratch_floats = step->ring_rows * row_bytes / 4 + kBlockFloats + copied;
 }
 
 // Threads share an image's pixels, each reading all weights, or where those are larger than all pixels (and the
@@ -184,7 +191,8 @@ void StepBuilder::cut_project(Step* step) {
   int64_t scaled = depth * columns, rows = 0;
   if (step->panel_parts > 1) {
     step->scaling = Scaling::kImage, rows = out_pixels;
-  } else if (block < columns) {
+  } else if (divide_up(out_pixels, step->images < threads ? threads : 1) < 2 * columns) {
+    // A thread copies either its pixels or all weights, once. Twice: the copy also brings the pixels into the cache.
     step->scaling = Scaling::kBlock, rows = block;
   } else {
     step->scaling = Scaling::kWeights;

@@ -104,6 +104,20 @@ inline Vec exponential(Vec x) {
   return p * Vec((Float)power);
 }
 
+// 2^t likewise; inf from 128 on, not less than 2^-126.
+inline Vec power_of_two(Vec t) {
+  t = minimum(Vec(128.0f), maximum(Vec(-126.0f), t));
+  const Vec magic(12582912.0f), shifted = t + magic, r = t - (shifted - magic);
+  Vec p(1.330022587e-3f);
+  p = multiply_add(p, r, Vec(9.669758596e-3f));
+  p = multiply_add(p, r, Vec(5.550560402e-2f));
+  p = multiply_add(p, r, Vec(2.402228128e-1f));
+  p = multiply_add(p, r, Vec(6.931471806e-1f));
+  p = multiply_add(p, r, Vec(1.0f));
+  const Uint power = ((Uint)shifted.v + 127u) << 23;
+  return p * Vec((Float)power);
+}
+
 inline float as_float(float x) { return x; }
 inline float as_float(BFloat16 x) {
   const uint32_t bits = static_cast<uint32_t>(x.bits) << 16;

@@ -14,6 +14,7 @@ from ..errors import EffnetFastError, UnsupportedBlockError
 from ..inference.network import Block, Conv, Network
 from .entry_points import NUMBER
 from .packing import Packer, huge_pages
+from .units import in_units
 
 __all__ = ["Program", "compile_network"]
 
@@ -47,7 +48,8 @@ def compile_network(network: Network, dtype: torch.dtype) -> Program:
             else packer.linear(*classifier)
         ),
     ]
-    for block in network.blocks:
+    for original in network.blocks:
+        block = in_units(original)
         se = block.squeeze_excite
         records += packer.nothing() if block.expand is None else packer.conv(block.expand)
         records += packer.depthwise(block.depthwise)

@@ -123,6 +123,21 @@ inline std::vector<double> exact(const Network& net, Map x) {
   return convolve(mean, net.classifier).data;
 }
 
+// The layer with its weights and bias multiplied.
+inline Layer times(Layer layer, double factor, double bias_factor) {
+  for (float& x : layer.weight) x = static_cast<float>(x * factor);
+  for (float& x : layer.bias) x = static_cast<float>(x * bias_factor);
+  return layer;
+}
+
+// The block as the kernels expect it (kSiluUnit).
+inline Block in_units(const Block& b) {
+  const double before = effnet::cpu::unit_of(b.expand.act), after = effnet::cpu::unit_of(b.depthwise.act);
+  return {times(b.expand, before, before), times(b.depthwise, after / before, after),
+          times(b.squeeze, 1 / after, 1),  b.excite,
+          times(b.project, 1 / after, 1),  b.residual};
+}
+
 inline void pack_item(Step& step, Packing& packing) {
   step.kind = StepKind::kPack, step.packings = &packing;
   ThreadState state{};
@@ -227,7 +242,8 @@ inline std::vector<float> run(const Network& net, DType dtype, const std::vector
                        packer.dense(net.stem),
                        packer.dense(net.head),
                        packer.linear(net.classifier)};
-  for (const Block& b : net.blocks) {
+  for (const Block& original : net.blocks) {
+    const Block b = in_units(original);
     blocks.push_back({packer.dense(b.expand), packer.depthwise(b.depthwise), packer.linear(b.squeeze),
                       packer.linear(b.excite), packer.dense(b.project), b.residual ? 1 : 0});
   }
