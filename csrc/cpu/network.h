@@ -93,8 +93,8 @@ struct TileSteps {
 // out = act(A W + bias)
 struct Gemm {
   const void* weights;
-  const float* bias;  // null: zeros
-  int64_t depth;      // rows of a panel
+  const float* bias;
+  int64_t depth;  // rows of a panel
   Panels panels;
   int64_t channels;  // of the result
   const Segment* segments;

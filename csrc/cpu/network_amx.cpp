@@ -109,8 +109,7 @@ struct Product {
   int64_t pixels;    // of all tiles
   const char* b;     // rows in pairs
   int64_t b_stride;  // bytes from pair to pair
-  const float* bias;
-  float* out;  // of the first tile
+  float* out;        // of the first tile
 };
 
 // One step of K; sums of pixel tile p and column tile q are tile 3 p + q.
@@ -141,14 +140,7 @@ void multiply_tiles(const Product& p) {
       unrolled<kColumns>([&](auto column) __attribute__((always_inline)) { f(pixel, column); });
     });
   };
-  each_sum([&](auto pixel, auto column) __attribute__((always_inline)) {
-    constexpr int kSum = kMostColumns * pixel + column;
-    if (p.bias == nullptr) {
-      zero_tile<kSum>();
-    } else {
-      load_tile<kSum>(p.bias + column * kGroup, 0);
-    }
-  });
+  each_sum([](auto pixel, auto column) __attribute__((always_inline)) { zero_tile<kMostColumns * pixel + column>(); });
   const int64_t full = p.gemm.tiles.full, rest = p.gemm.tiles.rest;
   const char* b = p.b;
   for (int64_t s = 0; s < p.gemm.segment_count; ++s) {
@@ -190,17 +182,15 @@ void multiply_columns(const Product& p, int64_t width) {
 
 }  // namespace
 
-void multiply(const void* a, const Gemm& gemm, int64_t first, int64_t pixels, const void* weights, int64_t panel,
+void multiply(const void* a, const Gemm& gemm, int64_t first, int64_t pixels, const void* panel, int64_t width,
               float* out) {
-  const int64_t width = gemm.panels.width(panel), column = gemm.panels.first(panel) * kGroup;
   // Less than a tile has its own configuration. More is whole tiles, the last of which begins early enough: what two of
   // them compute is the same.
   const int64_t rows = std::min<int64_t>(pixels, kTileRows), tiles = divide_up(pixels, kTileRows);
   configure({static_cast<int>(rows), gemm.tiles});
   const auto start = [&](int64_t tile) { return std::min(tile * kTileRows, pixels - rows); };
-  const char* b = static_cast<const char*>(weights) + column * gemm.depth * int64_t{2};
-  const float* bias = gemm.bias == nullptr ? nullptr : gemm.bias + column;
-  Product product{static_cast<const char*>(a), gemm, first, 0, rows, b, width * kGroup * 2 * int64_t{2}, bias, out};
+  Product product{static_cast<const char*>(a),     gemm, first, 0, rows, static_cast<const char*>(panel),
+                  width * kGroup * 2 * int64_t{2}, out};
   for (int64_t tile = 0; tile < tiles;) {
     const bool two = gemm.tiles.rest == 0 && tile + 1 < tiles;
     product.first = first + start(tile), product.out = out + start(tile) * kPanel;

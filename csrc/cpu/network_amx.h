@@ -13,9 +13,9 @@ namespace effnet::cpu::amx {
 TileSteps steps_of(const Segment* segments, int64_t count);
 
 #if defined(EFFNET_HAVE_AMX)
-// out[pixels][kPanel] = pixels [first, first + pixels) of A times a panel of `weights`, rows in pairs, plus the bias,
-// if any. The steps of `gemm` must not be zero. Leaves the calling thread's tiles in use.
-void multiply(const void* a, const Gemm& gemm, int64_t first, int64_t pixels, const void* weights, int64_t panel,
+// out[pixels][kPanel] = pixels [first, first + pixels) of A times a panel of `width` groups of columns, whose rows lie
+// in pairs at `panel`. The steps of `gemm` must not be zero. Leaves the calling thread's tiles in use.
+void multiply(const void* a, const Gemm& gemm, int64_t first, int64_t pixels, const void* panel, int64_t width,
               float* out);
 
 // Gives the calling thread's tiles back: to be called before anybody else's code may run in it.

@@ -36,9 +36,10 @@ void finish_columns(Float s0, Float s1, Float s2, Float s3, Float s4, Float s5, 
                     int64_t column, RowOut& out) {
   const int64_t stride = out.stride;
   T* y = static_cast<T*>(out.y) + column * stride;
+  const Vec bias = out.bias;
   Vec sum = out.sum;
   const auto put = [&](Float x, int i) __attribute__((always_inline)) {
-    const Vec value = activate_in_units<kAct, kIsHalf<T>>(x);
+    const Vec value = activate_in_units<kAct, kIsHalf<T>>(Vec(x) + bias);
     sum = sum + value;
     if constexpr (kPastCaches) {
       store_past_caches(y + i * stride, value);
@@ -63,7 +64,7 @@ inline __attribute__((always_inline)) void convolve_columns(const Rows& taps, in
   static_assert(kColumns == 8, "as many as FinishColumns takes");
   Vec sums[kColumns];
 #pragma GCC unroll 8
-  for (int i = 0; i < kColumns; ++i) sums[i] = out.bias;
+  for (int i = 0; i < kColumns; ++i) sums[i] = Vec(0.0f);
   for (int tap = 0; tap < taps.count; ++tap) {
     const float* row = taps.rows[tap] + column * kStride * kGroup;
     Vec weights[kKernel];
@@ -129,13 +130,14 @@ FinishColumns* select_finish(Activation act, bool stream) {
 
 // One row's run of expanded pixels into the ring: to[width groups][ring plane], from[pixels][kPanel].
 template <Activation kAct, bool kCoarse>
-void activate_columns(const float* from, int64_t pixels, int64_t width, float* to, int64_t plane) {
+void activate_columns(const float* from, int64_t pixels, int64_t width, const float* bias, float* to, int64_t plane) {
   for (int64_t group = 0; group < width; ++group) {
     for (int64_t c = 0; c < kGroup; c += kLanes) {
+      const Vec shift = load(bias + group * kGroup + c);
       const float* in = from + group * kGroup + c;
       float* out = to + group * plane + c;
       for (int64_t pixel = 0; pixel < pixels; ++pixel) {
-        store(out + pixel * kGroup, activate_in_units<kAct, kCoarse>(load(in + pixel * kPanel)));
+        store(out + pixel * kGroup, activate_in_units<kAct, kCoarse>(load(in + pixel * kPanel) + shift));
       }
     }
   }
@@ -194,6 +196,7 @@ class Item {
       return;
     }
     const int64_t pixels = end * s_.width, used = used_columns();
+    const float* bias = s_.gemm.bias + first_group_ * kGroup;
     int64_t pixel = first * s_.width;
     const int64_t blocks = divide_up(pixels - pixel, kBlockPixels), start = pixel, total = pixels - pixel;
     for (int64_t i = 0; i < blocks; ++i) {
@@ -204,7 +207,7 @@ class Item {
         const int64_t row = pixel / s_.width, column = pixel % s_.width;
         const int64_t run = std::min(s_.width - column, block_end - pixel), kept = std::min(run, used - column);
         if (kept > 0) {
-          activate_(from, kept, width_, ring_row(row) + (s_.pad_left + column) * kGroup, plane_);
+          activate_(from, kept, width_, bias, ring_row(row) + (s_.pad_left + column) * kGroup, plane_);
         }
         from += run * kPanel;
         pixel += run;

@@ -14,9 +14,8 @@ struct Tile {
   int64_t first;     // pixel
   const T* b;        // the panel from the tile's first column on
   int64_t b_stride;  // elements from row (bfloat16: pair of rows) to row
-  const float* bias;
-  float* out;      // [rows][kPanel]
-  const T* ahead;  // see Gemm; null: nothing
+  float* out;        // [rows][kPanel]
+  const T* ahead;    // see Gemm; null: nothing
   const Segment* ahead_segments;
   int64_t ahead_first;  // pixel
 };
@@ -158,8 +157,8 @@ void multiply_tile(const Tile<T>& tile) {
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) sums[r][v] = load_vector<Float>(tile.bias + v * kLanes);
-    if constexpr (kHalf) half_sums[r] = load_vector<HalfFloat>(tile.bias + kVectors * kLanes);
+    for (int v = 0; v < kVectors; ++v) sums[r][v] = Float{};
+    half_sums[r] = HalfFloat{};
   }
   const T* b = tile.b;
   for (int64_t s = 0; s < tile.segment_count; ++s) {
@@ -225,9 +224,7 @@ template <class T>
 void multiply_all(const T* a, const Gemm& gemm, int64_t first, int pixels, const void* weights, int64_t panel,
                   float* out) {
   constexpr int kPair = kIsHalf<T> ? 2 : 1;
-  alignas(kVectorBytes) static constexpr float kNoBias[kPanel] = {};
   const int64_t width = gemm.panels.width(panel), last = (gemm.panels.first(panel) + width) * kGroup;
-  const float* bias = gemm.bias == nullptr ? kNoBias : gemm.bias + gemm.panels.first(panel) * kGroup;
   const T* b = panel_of<T>(gemm, weights, panel);
   const int vectors = static_cast<int>(width * kGroup / kLanes);
   const int tiles = (pixels + kTileRows - 1) / kTileRows, parts = (vectors + 2) / 3;
@@ -245,7 +242,6 @@ void multiply_all(const T* a, const Gemm& gemm, int64_t first, int pixels, const
                          first + row,
                          b + vector * kLanes * kPair,
                          width * kGroup * kPair,
-                         bias + vector * kLanes,
                          out + row * kPanel + vector * kLanes,
                          part == 0 ? static_cast<const T*>(gemm.ahead) : nullptr,
                          gemm.ahead_segments,
@@ -268,7 +264,8 @@ void multiply(const BFloat16* a, const Gemm& gemm, int64_t first, int pixels, co
               float* out) {
 #if defined(EFFNET_HAVE_AMX)
   if (gemm.tiles.full > 0) {
-    return amx::multiply(a, gemm, first, pixels, weights, panel, out);
+    return amx::multiply(a, gemm, first, pixels, panel_of<BFloat16>(gemm, weights, panel), gemm.panels.width(panel),
+                         out);
   }
 #endif
   multiply_all(a, gemm, first, pixels, weights, panel, out);

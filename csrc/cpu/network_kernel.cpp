@@ -99,11 +99,12 @@ void project_item(const Step& s, int64_t item, ThreadState& state) {
 }
 
 template <class T, Activation kAct>
-void add_block(const float* block, int64_t pixels, int64_t width, float* sums) {
+void add_block(const float* block, int64_t pixels, int64_t width, const float* bias, float* sums) {
   for (int64_t c = 0; c < width * kGroup; c += kLanes) {
+    const Vec shift = load(bias + c);
     Vec sum(0.0f);
     for (int64_t pixel = 0; pixel < pixels; ++pixel) {
-      sum = sum + quick_activate<kAct, kIsHalf<T>>(load(block + pixel * kPanel + c));
+      sum = sum + quick_activate<kAct, kIsHalf<T>>(load(block + pixel * kPanel + c) + shift);
     }
     store(sums + c, load(sums + c) + sum);
   }
@@ -122,7 +123,7 @@ void pool_item(const Step& s, int64_t item, float* scratch) {
   for (int64_t i = 0; i < blocks; ++i) {
     const int64_t from = i * pixels / blocks, to = (i + 1) * pixels / blocks;
     multiply(a, s.gemm, from, static_cast<int>(to - from), s.gemm.weights, panel, scratch);
-    add(scratch, to - from, width, sums);
+    add(scratch, to - from, width, s.gemm.bias + channel, sums);
   }
   float* out = s.vectors_out + image * s.vectors_out_stride + channel;
   const int64_t count = s.final_channels > 0 ? std::min(width * kGroup, s.final_channels - channel) : width * kGroup;

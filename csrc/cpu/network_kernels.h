@@ -40,7 +40,7 @@ EFFNET_INLINE void with_tile_rows(int64_t rows, F f) {
 constexpr int kBlockPixels = 32;
 static_assert(kBlockPixels >= kTileRows);
 
-// out[pixels][kPanel] = pixels [first, first + pixels) of A times a panel of `weights`, plus the bias, if any; fp32.
+// out[pixels][kPanel] = pixels [first, first + pixels) of A times a panel of `weights`, fp32.
 void multiply(const float* a, const Gemm& gemm, int64_t first, int pixels, const void* weights, int64_t panel,
               float* out);
 void multiply(const BFloat16* a, const Gemm& gemm, int64_t first, int pixels, const void* weights, int64_t panel,

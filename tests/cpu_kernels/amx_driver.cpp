@@ -56,7 +56,8 @@ std::vector<float> tiles(const Problem& p, const TileSteps& steps, int64_t panel
   std::vector<float> out(static_cast<size_t>(count * kPanel), NAN);
   Gemm gemm = p.gemm;
   gemm.tiles = steps;
-  effnet::cpu::amx::multiply(p.a.data(), gemm, p.first + from, count, p.weights.data(), panel, out.data());
+  effnet::cpu::amx::multiply(p.a.data(), gemm, p.first + from, count, p.panel_weights(panel),
+                             p.gemm.panels.width(panel), out.data());
   return out;
 }
 

@@ -31,7 +31,6 @@ struct Problem {
 
   std::vector<Segment> segments;
   std::vector<T> a, weights;
-  std::vector<float> bias;
   Gemm gemm{};
   int64_t first;
   int pixels;
@@ -68,13 +67,13 @@ struct Problem {
       }
     }
     gemm.segments = segments.data(), gemm.segment_count = count;
-    if (draw(0, 3) == 0) return;
-    bias.resize(static_cast<size_t>(gemm.panels.groups * kGroup));
-    for (float& x : bias) x = normal(random);
-    gemm.bias = bias.data();
   }
 
   int64_t columns(int64_t panel) const { return gemm.panels.width(panel) * kGroup; }
+
+  const T* panel_weights(int64_t panel) const {
+    return weights.data() + gemm.panels.first(panel) * kGroup * gemm.depth;
+  }
 
   // Panels lie one after the other, [K / kStep][width][kStep] each.
   size_t at(int64_t panel, int64_t k, int64_t column) const {
@@ -83,7 +82,7 @@ struct Problem {
   }
 
   double exact(int64_t panel, int64_t pixel, int64_t column) const {
-    double sum = bias.empty() ? 0.0 : bias[static_cast<size_t>(gemm.panels.first(panel) * kGroup + column)];
+    double sum = 0;
     int64_t k = 0;
     for (const Segment& s : segments) {
       for (int64_t i = 0; i < s.length; ++i, ++k) {
