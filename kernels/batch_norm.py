@@ -107,15 +107,15 @@ def batch_norm_backward_finalize(
 ) -> BatchNormParamGrad:
     """See :func:`effnet_fast.reference.batch_norm_backward_finalize`."""
     partials, _, channels = sums.shape
-    params, slopes = vector_like(sums, 2, channels), vector_like(sums, 2, channels)
+    grads, slopes = vector_like(sums, 2, channels), vector_like(sums, 2, channels)
     norm, scale = stats.norm, stats.affine.scale
     meta = config("batch_norm_backward_finalize", sums)
     launch(
         batch_norm_kernels.batch_norm_backward_finalize_kernel,
         ceil_div(channels, meta["BLOCK_N"]),
-        *(sums, norm.invstd, scale, params, slopes, float(count if training else 0), partials, channels),
+        *(sums, norm.invstd, scale, grads, slopes, float(count if training else 0), partials, channels),
         reads=[sums, norm.invstd, scale],
-        writes=[params, slopes],
+        writes=[grads, slopes],
         **meta,
     )
-    return BatchNormParamGrad(params, BatchNormGrad(scale, slopes[0], slopes[1], norm.mean))
+    return BatchNormParamGrad(grads, BatchNormGrad(scale, slopes[0], slopes[1], norm.mean))

@@ -169,7 +169,7 @@ def batch_norm_backward_finalize_kernel(
     sums,  # [P, 2, C]
     invstd,  # [C]
     scale,  # [C]
-    params,  # [2, C]: dbias, dweight
+    grads,  # [2, C]: dbias, dweight
     slopes,  # [2, C]: b, c of BatchNormGrad
     count,  # rows normalized over, as a float; 0 where the statistics are frozen
     partials,
@@ -192,7 +192,7 @@ def batch_norm_backward_finalize_kernel(
     a = tl.load(scale + cols, mask=col_mask, other=0.0)
     share = tl.where(count > 0.0, -a / tl.where(count > 0.0, count, 1.0), a * 0.0)
     b = share * tl.load(invstd + cols, mask=col_mask, other=0.0) * dweight
-    tl.store(params + cols, dbias, mask=col_mask)
-    tl.store(params + channels + cols, dweight, mask=col_mask)
+    tl.store(grads + cols, dbias, mask=col_mask)
+    tl.store(grads + channels + cols, dweight, mask=col_mask)
     tl.store(slopes + cols, b, mask=col_mask)
     tl.store(slopes + channels + cols, share * dbias, mask=col_mask)
