@@ -20,11 +20,12 @@ DEMO_BUILD := $(LIB)/.built-all
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format build bench publish gpu clean
+.PHONY: help setup demo test fuzz lint format build bench publish gpu clean
 
 help:
 	@echo "make demo    classify photos with stock and patched networks, side by side"
 	@echo "make test    build for the CPU and every CUDA architecture, lint, run all tests"
+	@echo "make fuzz    random operations and models for half an hour (FUZZ_SECONDS)"
 	@echo "make build   the native libraries only (CUDA needs nvcc; .venv gets one from PyPI if there is none)"
 	@echo "make bench   this machine's benchmarks, results and a page under build/bench (20 minutes; an idle machine, please)"
 	@echo "make publish the same, into benchmarks/results, README.md and docs/figures"
@@ -93,6 +94,11 @@ format: $(VENV)/.dev
 # pytest last: its summary is the closing line.
 test: build lint
 	$(BIN)/python -m pytest
+
+# Half an hour of random cases, or as long as FUZZ_SECONDS says.
+FUZZ_SECONDS ?= 1800
+fuzz: build
+	$(BIN)/python -m pytest -q --fuzz-seconds=$(FUZZ_SECONDS) --timeout=0 $(wildcard tests/test_fuzz_*.py)
 
 bench: build
 	$(BIN)/python benchmarks/publish.py --out build/bench

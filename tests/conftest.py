@@ -98,7 +98,30 @@ def poisoned_native_memory() -> Iterator[None]:
     torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--fuzz-seconds", type=float, help="share this time between the property-based tests (make fuzz)"
+    )
+
+
+fuzz_tests = pytest.StashKey[int]()
+fuzz_cases = pytest.StashKey[list[tuple[str, int]]]()
+
+
+@pytest.fixture
+def fuzz(request: pytest.FixtureRequest) -> Iterator[Callable[..., None]]:
+    """``fuzz(check, cases, count)``: a property-based test; see tests/support/fuzzing.py."""
+    from fuzzing import Fuzzer
+
+    config = request.config
+    seconds = config.getoption("--fuzz-seconds")
+    fuzzer = Fuzzer(None if seconds is None else seconds / config.stash[fuzz_tests])
+    yield fuzzer
+    config.stash.setdefault(fuzz_cases, []).append((request.node.name, fuzzer.cases))
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    config.stash[fuzz_tests] = sum("fuzz" in getattr(item, "fixturenames", ()) for item in items)
     gpu_tests = [item for item in items if item.get_closest_marker("gpu")]
     if gpu_tests and not torch.cuda.is_available():
         for item in gpu_tests:
@@ -110,6 +133,14 @@ skipped_gpu_tests = pytest.StashKey[int]()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    fuzzed = config.stash.get(fuzz_cases, [])
+    if fuzzed:
+        terminalreporter.write_line(
+            f"{sum(n for _, n in fuzzed)} cases in {len(fuzzed)} property-based tests"
+        )
+        if config.getoption("--fuzz-seconds") is not None:
+            for name, cases in fuzzed:
+                terminalreporter.write_line(f"{cases:8d} {name}")
     count = config.stash.get(skipped_gpu_tests, 0)
     if count:
         terminalreporter.write_line(f"{count} gpu tests skipped: no CUDA device on this machine", yellow=True)
