@@ -21,7 +21,8 @@ def batch_norm_finalize(
     launch(
         batch_norm_kernels.batch_norm_finalize_kernel,
         ceil_div(channels, meta["BLOCK_N"]),
-        *(stats, weight, bias, vectors, eps, partials, channels),
+        (stats, weight, bias, vectors),
+        (eps, partials, channels),
         reads=[stats, weight, bias],
         writes=[vectors],
         **meta,
@@ -39,7 +40,8 @@ def batch_norm_fold(
     launch(
         batch_norm_kernels.batch_norm_fold_kernel,
         ceil_div(channels, meta["BLOCK_N"]),
-        *(weight, bias, mean, var, vectors, eps, channels),
+        (weight, bias, mean, var, vectors),
+        (eps, channels),
         reads=[weight, bias, mean, var],
         writes=[vectors],
         **meta,
@@ -60,7 +62,8 @@ def channel_stats(z: Tensor) -> Tensor:
     launch(
         batch_norm_kernels.channel_stats_kernel,
         plan.groups * tiles,
-        *(z, stats, plan.length, plan.span, tiles, channels // unit, unit),
+        (z, stats),
+        (plan.length, plan.span, tiles, channels // unit, unit),
         reads=[z],
         writes=[stats],
         **meta,
@@ -91,9 +94,8 @@ def batch_norm_reduce(
     launch(
         batch_norm_kernels.batch_norm_reduce_kernel,
         plan.groups * tiles,
-        *(dy, z, row_scale, *vectors, *norm, sums),
-        *plan.arguments,
-        *(tiles, channels // unit, unit),
+        (dy, z, row_scale, *vectors, *norm, sums),
+        (*plan.arguments, tiles, channels // unit, unit),
         reads=[dy, z, row_scale, *vectors, *norm],
         writes=[sums],
         ACT=act,
@@ -113,7 +115,8 @@ def batch_norm_backward_finalize(
     launch(
         batch_norm_kernels.batch_norm_backward_finalize_kernel,
         ceil_div(channels, meta["BLOCK_N"]),
-        *(sums, norm.invstd, scale, grads, slopes, float(count if training else 0), partials, channels),
+        (sums, norm.invstd, scale, grads, slopes),
+        (float(count if training else 0), partials, channels),
         reads=[sums, norm.invstd, scale],
         writes=[grads, slopes],
         **meta,

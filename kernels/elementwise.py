@@ -24,9 +24,8 @@ def affine_pool(z: Tensor, affine: Affine | None, act: str = "none") -> Tensor:
     launch(
         elementwise_kernels.affine_pool_kernel,
         plan.groups * tiles,
-        *(z, *vectors, pooled, 1.0 / (height * width)),
-        *plan.arguments,
-        *(tiles, channels // unit, unit),
+        (z, *vectors, pooled),
+        (1.0 / (height * width), *plan.arguments, tiles, channels // unit, unit),
         reads=[z, *vectors],
         writes=[pooled],
         ACT=act,
@@ -56,9 +55,8 @@ def affine_residual(
     launch(
         elementwise_kernels.affine_residual_kernel,
         plan.groups * tiles,
-        *(z, *vectors, row_scale, residual, y),
-        *plan.arguments,
-        *(tiles, channels // unit, unit),
+        (z, *vectors, row_scale, residual, y),
+        (*plan.arguments, tiles, channels // unit, unit),
         reads=[z, *vectors, row_scale, residual],
         writes=[y],
         ACT=act,
@@ -83,7 +81,8 @@ def batch_norm_act_grad(
     launch(
         elementwise_kernels.batch_norm_act_grad_kernel,
         ceil_div(length, meta["BLOCK_M"]) * tiles,
-        *(dy, z, *vectors, *grad, dz, length, tiles, channels // unit, unit),
+        (dy, z, *vectors, *grad, dz),
+        (length, tiles, channels // unit, unit),
         reads=[dy, z, *vectors, *grad],
         writes=[dz],
         ACT=act,

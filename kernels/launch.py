@@ -1,8 +1,9 @@
-"""What every launcher needs: the launch itself (counted, on the right GPU), outputs, configurations."""
+"""What every launcher needs: the launch itself (counted, on the right GPU, prepared), outputs, configurations."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,10 +14,13 @@ from .. import tuning
 from ..errors import EffnetFastError
 from ..traffic import record
 from . import elementwise_kernels
-from .runtime import ceil_div, device_guard
+from .runtime import INTERPRET, ceil_div
 
 # Said explicitly because the default is about to change (Triton 3.9 warns): a * b + c in one rounding is wanted.
 _COMPILER = {"enable_fp_fusion": True}
+
+#: Kernels of which a launch with other scalars or options is remembered; the least recently used one is forgotten.
+_REMEMBERED = 4096
 
 _interceptors: list[Callable[..., None]] = []
 
@@ -31,22 +35,118 @@ def intercept(instead: Callable[..., None]) -> Iterator[None]:
         _interceptors.remove(instead)
 
 
+class Prepared:
+    """A launch of which everything but the tensors is known: ``programs`` programs along grid x, the only long axis.
+
+    Triton's own launch finds out at every call what it compiled (20 us of Python). Here the compiled kernel is kept
+    beside what Triton compiles for: the GPU, and of every tensor whether it is there, its dtype and whether it begins
+    at a multiple of 16 bytes. Whatever is new goes through Triton's own launch, which also returns what it compiled.
+    """
+
+    def __init__(self, kernel: Any, programs: int, scalars: tuple[Any, ...], meta: dict[str, Any]) -> None:
+        self.kernel, self.programs, self.scalars, self.meta = kernel, programs, scalars, meta
+        self._compiled: dict[tuple[Any, ...], tuple[Any, ...]] = {}
+
+    def __call__(
+        self,
+        tensors: Sequence[Tensor | None],
+        reads: Iterable[Tensor | None],
+        writes: Iterable[Tensor | None],
+    ) -> None:
+        """Launch on the GPU of the outputs, on its current stream.
+
+        Args:
+            tensors: the kernel's leading arguments; the scalars follow them.
+            reads, writes: those of the tensors whose bytes count as traffic, see :mod:`effnet_fast.traffic`.
+        """
+        writes = list(writes)
+        record(self.kernel.fn.__name__.removesuffix("_kernel"), reads, writes)
+        if _interceptors:
+            _interceptors[-1](self.kernel, (*tensors, *self.scalars), self.meta)
+            return
+        device = next(t for t in writes if t is not None).get_device()
+        if device < 0 or INTERPRET or device == torch._C._cuda_getDevice():
+            self._launch(device, tensors)
+            return
+        # Triton and the driver launch on the current GPU.
+        with torch.cuda.device(device):
+            self._launch(device, tensors)
+
+    def _launch(self, device: int, tensors: Sequence[Tensor | None]) -> None:
+        if device < 0 or not _may_be_short():
+            self._launch_by_triton(tensors)
+            return
+        key: list[Any] = [device]
+        addresses = 0
+        for t in tensors:
+            if t is None:
+                key.append(None)
+            else:
+                key.append(t.dtype)
+                addresses |= t.data_ptr()
+        if addresses % 16:
+            key += [t is not None and t.data_ptr() % 16 != 0 for t in tensors]
+        found = self._compiled.get(tuple(key))
+        if found is None:
+            compiled = self._launch_by_triton(tensors)
+            # Triton's launchers take every parameter in order and skip the constants it compiled in.
+            constants = (None,) * (len(self.kernel.arg_names) - len(tensors) - len(self.scalars))
+            start = (compiled.run, compiled.function, compiled.packed_metadata)
+            self._compiled[tuple(key)] = (*start, (*self.scalars, *constants))
+            return
+        run, function, metadata, rest = found
+        stream = torch._C._cuda_getCurrentRawStream(device)
+        run(self.programs, 1, 1, stream, function, metadata, None, None, None, *tensors, *rest)
+
+    def _launch_by_triton(self, tensors: Sequence[Tensor | None]) -> Any:
+        return self.kernel[(self.programs,)](*tensors, *self.scalars, **self.meta, **_COMPILER)
+
+
+def _may_be_short() -> bool:
+    """Whether nobody listens to Triton's launches or asks for other code than the usual."""
+    if _runtime is None:
+        return False
+    if _runtime.debug or _compilation.instrumentation_mode or _runtime.add_stages_inspection_hook is not None:
+        return False
+    # Profilers: a chain of hooks, empty by default; None or a function is possible too.
+    for hook in (_runtime.launch_enter_hook, _runtime.launch_exit_hook):
+        if getattr(hook, "calls", hook):
+            return False
+    return True
+
+
+def _knobs() -> tuple[Any, Any]:
+    """Triton's settings, of run time and of compilation; none where launches stay Triton's own."""
+    # AMD's compiler specialises on more than what Prepared looks at.
+    if INTERPRET or torch.version.hip is not None:
+        return None, None
+    from triton import knobs
+
+    return knobs.runtime, knobs.compilation
+
+
+_runtime, _compilation = _knobs()
+
+
+@functools.lru_cache(_REMEMBERED)
+def _prepare(
+    kernel: Any, programs: int, scalars: tuple[Any, ...], meta: tuple[tuple[str, Any], ...]
+) -> Prepared:
+    return Prepared(kernel, programs, scalars, dict(meta))
+
+
 def launch(
     kernel: Any,
     programs: int,
-    *arguments: Any,
+    tensors: Sequence[Tensor | None],
+    scalars: tuple[Any, ...],
+    *,
     reads: Iterable[Tensor | None],
     writes: Iterable[Tensor | None],
     **meta: Any,
 ) -> None:
-    """Run ``programs`` programs of a jit kernel on the GPU of its outputs, along grid x, the only long axis."""
-    writes = list(writes)
-    record(kernel.fn.__name__.removesuffix("_kernel"), reads, writes)
-    if _interceptors:
-        _interceptors[-1](kernel, arguments, meta)
-        return
-    with device_guard(next(t for t in writes if t is not None)):
-        kernel[(programs,)](*arguments, **meta, **_COMPILER)
+    """Run ``programs`` programs of a jit kernel, as :class:`Prepared` does; for launchers that do not keep one."""
+    _prepare(kernel, programs, scalars, tuple(meta.items()))(tensors, reads, writes)
 
 
 def config(kernel: str, x: Tensor, size: int = 0) -> dict[str, int]:
@@ -85,7 +185,8 @@ def sum_partials(partial: Tensor) -> Tensor:
     launch(
         elementwise_kernels.sum_partials_kernel,
         outer * tiles,
-        *(partial, total, partials, inner, tiles),
+        (partial, total),
+        (partials, inner, tiles),
         reads=[partial],
         writes=[total],
         **meta,

@@ -1,11 +1,10 @@
-"""Whether and how the Triton backend runs here: refusals, device guard, precision, the split of rows over programs.
+"""Whether and how the Triton backend runs here: refusals, precision, the split of rows over programs.
 
 Importable without Triton and without touching CUDA, so that ``can_run`` can always answer.
 """
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import os
 from typing import Any, NamedTuple
@@ -82,13 +81,6 @@ def can_run(op: str, device: torch.device, dtype: torch.dtype, **facts: Any) -> 
                 f"compute capability {capability[0]}.{capability[1]} has no bfloat16 tensor cores (8.0 has)",
             )
     return True, ""
-
-
-def device_guard(x: Tensor) -> contextlib.AbstractContextManager[Any]:
-    """Make the tensor's GPU current: Triton launches on the current device's current stream."""
-    if not x.is_cuda or x.device.index == torch.cuda.current_device():
-        return contextlib.nullcontext()
-    return torch.cuda.device(x.device)
 
 
 def dot_options(x: Tensor) -> dict[str, Any]:

@@ -29,7 +29,8 @@ def squeeze_excite(
     launch(
         squeeze_excite_kernels.squeeze_excite_fwd_kernel,
         n,
-        *(pooled, w1, b1, w2, b2, gate, channels, hidden),
+        (pooled, w1, b1, w2, b2, gate),
+        (channels, hidden),
         reads=[pooled, w1, b1, w2, b2],
         writes=[gate],
         ACT=act,
@@ -62,7 +63,8 @@ def squeeze_excite_backward(
         launch(
             squeeze_excite_kernels.squeeze_excite_bwd_kernel,
             n,
-            *(dgate, pooled, w1, b1, w2, b2, dpooled, dn2, dn1, h, channels, hidden),
+            (dgate, pooled, w1, b1, w2, b2, dpooled, dn2, dn1, h),
+            (channels, hidden),
             reads=[dgate, pooled, w1, b1, w2, b2],
             writes=[dpooled, dn2, dn1, h],
             ACT=act,
@@ -75,7 +77,8 @@ def squeeze_excite_backward(
     launch(
         squeeze_excite_kernels.squeeze_excite_wgrad_kernel,
         ceil_div(channels, meta["BLOCK_C"]) * tiles,
-        *(pooled, dn2, dn1, h, dw1, db1, dw2, db2, n, channels, hidden, tiles),
+        (pooled, dn2, dn1, h, dw1, db1, dw2, db2),
+        (n, channels, hidden, tiles),
         reads=[pooled, dn2, dn1, h],
         writes=[dw1, db1, dw2, db2],
         **meta,
@@ -94,7 +97,8 @@ def gate_batch_norm_sums(sums: Tensor, gate: Tensor | None, pool_grad: Tensor | 
     launch(
         squeeze_excite_kernels.gate_batch_norm_sums_kernel,
         n * tiles,
-        *(sums, gate, pool_grad, out, n * channels, channels, tiles),
+        (sums, gate, pool_grad, out),
+        (n * channels, channels, tiles),
         reads=[sums[1:5] if pool_grad is not None else sums[1:3], gate, pool_grad],
         writes=[out],
         **meta,
