@@ -7,6 +7,8 @@ sum uses atomics.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -51,11 +53,39 @@ def can_run(op: str, device: torch.device, dtype: torch.dtype, **facts: Any) -> 
             False,
             f"bfloat16 needs compute capability 8.0, and {device} has {capability[0]}.{capability[1]}",
         )
+    archs = native.status("_cuda").facts.get("archs", ())
+    if archs and not has_code(archs, capability):
+        built = ", ".join(f"sm_{arch}" for arch in archs)
+        missing = f"{capability[0]}{capability[1]}"
+        return (
+            False,
+            f"its library is built for {built} and {device} is sm_{missing}; to add it: {native.REBUILD} --archs {missing}",
+        )
     return True, ""
+
+
+def has_code(archs: Sequence[str], capability: tuple[int, int]) -> bool:
+    """Whether a library built for ``archs`` ("80", "90a") has code that a GPU of this compute capability runs.
+
+    Machine code runs on GPUs of its major version and no smaller minor version, that of "90a" on 9.0 alone. The newest
+    is there as PTX too, which every later GPU compiles (CUDA C++ programming guide, application compatibility).
+    """
+    parsed = []
+    for arch in archs:
+        found = re.fullmatch(r"(\d+)(\d)([af]?)", arch)
+        if found is not None:
+            parsed.append(((int(found[1]), int(found[2])), found[3]))
+    for built, kind in parsed:
+        if built == capability or (kind != "a" and built[0] == capability[0] and built <= capability):
+            return True
+    return bool(parsed) and max(parsed) <= (capability, "") and not max(parsed)[1]
 
 
 @cache
 def _kernels() -> Any:
+    loaded, reason = native.available("_cuda")
+    if not loaded:
+        raise ImportError(f"effnet_fast: native library _cuda is missing: {reason}")
     return native.ops()
 
 

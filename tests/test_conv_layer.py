@@ -12,8 +12,10 @@ from torch.utils.checkpoint import checkpoint
 
 import effnet_fast
 from effnet_fast import EffnetFastError, native, use_backend
+from effnet_fast.nn import fused_layer
 from effnet_fast.nn.mbconv import ConvNormAct
 from effnet_fast.ops import BatchNorm, conv_bn_act
+from effnet_fast.ops.conv_bn_act import run_conv_bn_act
 from effnet_fast.testing import assert_accurate, error
 
 LAYERS: dict[str, Callable[[], nn.Module]] = {
@@ -213,11 +215,15 @@ def test_setting_is_changed_only_when_said(reference: None) -> None:
         effnet_fast.patch(model, recompute_expand="yes")
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("dtype", "given"),
+    [(torch.float32, torch.float32), (torch.bfloat16, torch.float32), (torch.bfloat16, torch.bfloat16)],
+)
 @pytest.mark.parametrize("name", LAYERS)
-def test_accuracy_on_the_cpu_backend(name: str, dtype: torch.dtype) -> None:
+def test_accuracy_on_the_cpu_backend(name: str, dtype: torch.dtype, given: torch.dtype) -> None:
     """As near to fp64 as twice PyTorch's own in the same precision: the worse of its modules and of its functions
-    (the reference backend), because its GEMM sums rows in another way than its convolutions."""
+    (the reference backend), because its GEMM sums rows in another way than its convolutions. bf16 is autocast's, of an
+    fp32 layer; what is ``given`` may have its dtype already, as behind a block."""
     if not native.available("_ops")[0]:
         pytest.skip(native.available("_ops")[1])
     truth = shake_batch_norms(LAYERS[name]()).double()
@@ -229,7 +235,7 @@ def test_accuracy_on_the_cpu_backend(name: str, dtype: torch.dtype) -> None:
         model = nn.Sequential(layer)
         if kind in ("cpu", "reference"):
             layer.__class__ = type(pair(name)[1].layer)
-        data = x.to(torch.float64 if exact else torch.float32, copy=True).requires_grad_()
+        data = x.to(torch.float64 if exact else given, copy=True).requires_grad_()
         mixed = torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32 and not exact)
         with mixed, use_backend(kind if kind in ("cpu", "reference") else "auto"):
             y = model(data)
@@ -241,6 +247,30 @@ def test_accuracy_on_the_cpu_backend(name: str, dtype: torch.dtype) -> None:
     for key, exact_value in truths.items():
         worst = max((b[key] for b in baselines), key=lambda t: error(t, exact_value))
         assert_accurate(f"{name}: {key}", got[key], worst, exact_value, dtype)
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_layer_behind_a_block_is_fused_under_autocast(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its input is bf16 then and its weight fp32; stock modules compute in bf16, and so does it."""
+    _, patched, x = pair("head", torch.float32)
+    patched.train(mode == "train")
+    dtypes = []
+
+    def watched(x: torch.Tensor, weight: torch.Tensor, *rest: object) -> object:
+        dtypes.append((x.dtype, weight.dtype))
+        return run_conv_bn_act(x, weight, *rest)
+
+    monkeypatch.setattr(fused_layer, "run_conv_bn_act", watched)
+    with torch.autocast("cpu", torch.bfloat16), use_backend("reference"):
+        assert patched(x).dtype == torch.bfloat16
+    assert dtypes == [(torch.bfloat16, torch.bfloat16)]
+
+
+def test_layer_of_another_dtype_than_its_input_is_pytorchs(reference: None) -> None:
+    """Without autocast: PyTorch's own error, and nothing is cast in silence."""
+    layer = pair("head", torch.float32)[1].layer
+    with pytest.raises(RuntimeError, match="BFloat16"):
+        layer(torch.randn(1, 8, 4, 4, dtype=torch.bfloat16))
 
 
 @pytest.mark.parametrize("name", ["stem", "head"])

@@ -30,11 +30,14 @@ def tracing(x: object) -> bool:
     )
 
 
+def autocasts(x: Tensor) -> bool:
+    """Whether autocast chooses the dtype for a tensor like ``x``, as it does for PyTorch's convolutions."""
+    return autocast_enabled(x.device.type) and x.dtype != torch.float64
+
+
 def compute_dtype(x: Tensor) -> torch.dtype:
-    """The dtype the block computes in: autocast's where it is on, as for PyTorch's convolutions."""
-    if autocast_enabled(x.device.type) and x.dtype != torch.float64:
-        return torch.get_autocast_dtype(x.device.type)
-    return x.dtype
+    """The dtype the block computes in."""
+    return torch.get_autocast_dtype(x.device.type) if autocasts(x) else x.dtype
 
 
 def batch_statistics(bn: nn.BatchNorm2d) -> bool:

@@ -69,7 +69,7 @@ def run(parts: ConvLayerParts, x: Tensor) -> Tensor:
     weight, dtype = conv.weight, fused.compute_dtype(x)
     if x.dim() != 4 or x.shape[1] != weight.shape[1] or x.device != weight.device:
         raise UnsupportedBlockError("the input is not an image of the convolution's channels and device")
-    if dtype == x.dtype and dtype != weight.dtype:
+    if dtype != weight.dtype and not fused.autocasts(x):
         raise UnsupportedBlockError("input and weight differ in dtype")
     training, batch = needs_backward(parts, x), fused.batch_statistics(bn)
     plan(parts, x.device, dtype, training)
