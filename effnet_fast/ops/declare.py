@@ -1,4 +1,4 @@
-"""Declaring an op: schema from the signature, body shielded from autocast."""
+"""Declaring an op: schema from the signature, body shielded from autocast, the short way there for plain eager calls."""
 
 from __future__ import annotations
 
@@ -8,8 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from .. import dispatch
+
+#: Tensors that nobody watches: of a subclass (fake, functional, distributed tensors) the dispatcher has to know.
+_PLAIN = frozenset((Tensor, torch.nn.Parameter))
 
 
 def autocast_enabled(device_type: str) -> bool:
@@ -17,29 +21,89 @@ def autocast_enabled(device_type: str) -> bool:
     return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
 
 
-def kernel_op(name: str) -> Callable[[Callable[..., Any]], Any]:
+def is_plain(args: tuple[Any, ...]) -> bool:
+    """Whether a call is plain eager PyTorch: nothing traces, transforms or intercepts it.
+
+    Then the dispatcher has nothing to add to an op but time, which with thirty arguments is half a millisecond.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    if torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack():
+        return False
+    if torch._C._functorch.peek_interpreter_stack() is not None or torch._C._get_tracing_state() is not None:
+        return False
+    if forward_ad._current_level >= 0:
+        return False
+    return all(type(a) in _PLAIN and not a.is_meta for a in args if isinstance(a, Tensor))
+
+
+class KernelOp:
+    """A functional op of ours: called plainly it is a Python function or an ``autograd.Function``, else the op.
+
+    Both ways run the same body and, once :func:`differentiable`, the same backward.
+    """
+
+    def __init__(self, name: str, body: Callable[..., Any]) -> None:
+        self._body = _shielded(body)
+        schema = torch.library.infer_schema(body, mutates_args=())
+        self.op = torch.library.custom_op(f"effnet_fast::{name}", self._body, mutates_args=(), schema=schema)
+        self._arity = body.__code__.co_argcount
+        self._function: type[torch.autograd.Function] | None = None
+        functools.update_wrapper(self, body)
+
+    def __call__(self, *args: Any) -> Any:
+        if len(args) != self._arity or not is_plain(args):
+            return self.op(*args)
+        if not torch.is_grad_enabled():
+            return self._body(*args)
+        if self._function is not None:
+            return self._function.apply(*args)
+        if any(isinstance(a, Tensor) and a.requires_grad for a in args):
+            return self.op(*args)
+        return self._body(*args)
+
+    def register_fake(self, fake: Callable[..., Any]) -> Callable[..., Any]:
+        return self.op.register_fake(fake)
+
+    def register_autograd(self, backward: Callable[..., Any], setup_context: Callable[..., None]) -> None:
+        self.op.register_autograd(backward, setup_context=setup_context)
+        body = self._body
+
+        def forward(ctx: Any, *args: Any) -> Any:
+            output = body(*args)
+            setup_context(ctx, args, output)
+            return output
+
+        members = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
+        self._function = type(f"{self.__name__}_op", (torch.autograd.Function,), members)  # type: ignore[attr-defined]
+
+
+def _shielded(body: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(body)
+    def shielded(x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        kind = x.device.type
+        if not autocast_enabled(kind):
+            return body(x, *args, **kwargs)
+        torch.set_autocast_enabled(kind, False)
+        try:
+            return body(x, *args, **kwargs)
+        finally:
+            torch.set_autocast_enabled(kind, True)
+
+    return shielded
+
+
+def kernel_op(name: str) -> Callable[[Callable[..., Any]], KernelOp]:
     """Declare ``effnet_fast::name``, a functional op whose body runs with autocast off.
 
     An op's tensors already have the dtypes it computes in. Without the shield, autocast would reach into the
     PyTorch calls of the reference and cpu backends and round what has to stay fp32; registering an autocast rule
     instead would fix one dtype for ever and cast BatchNorm's fp32 vectors too.
     """
-
-    def declare(body: Callable[..., Any]) -> Any:
-        @functools.wraps(body)
-        def shielded(x: Tensor, *args: Any, **kwargs: Any) -> Any:
-            if autocast_enabled(x.device.type):
-                with torch.autocast(x.device.type, enabled=False):
-                    return body(x, *args, **kwargs)
-            return body(x, *args, **kwargs)
-
-        schema = torch.library.infer_schema(body, mutates_args=())
-        return torch.library.custom_op(f"effnet_fast::{name}", shielded, mutates_args=(), schema=schema)
-
-    return declare
+    return functools.partial(KernelOp, name)
 
 
-def differentiable(op: Any, backward: Callable[..., Any], setup_context: Callable[..., None]) -> None:
+def differentiable(op: KernelOp, backward: Callable[..., Any], setup_context: Callable[..., None]) -> None:
     """Register an op's autograd formula; the backward asks the backends that the forward was told to use.
 
     For CUDA tensors autograd runs backwards in threads of its own, which know nothing of ``use_backend``.
