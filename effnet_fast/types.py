@@ -85,6 +85,41 @@ class BatchNormStats(NamedTuple):
         return Affine(self.vectors[3], self.vectors[4])
 
 
+class Running(NamedTuple):
+    """Running statistics of a BatchNorm in training mode, which its finalizing moves, in place.
+
+    The one thing that a kernel writes besides its outputs, and only where an op is called plainly
+    (``ops/declare.py``): elsewhere ops do not mutate and the caller moves them, with :func:`move_running`.
+    """
+
+    mean: Tensor | None  # [C], any dtype
+    var: Tensor | None
+    batches: Tensor | None  # [], int64: num_batches_tracked
+    momentum: float | None  # None: the average of all batches
+
+    @property
+    def tensors(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        return (self.mean, self.var, self.batches)
+
+
+@torch.no_grad()
+def move_running(running: Running, stats: BatchNormStats, count: int | Tensor) -> None:
+    """What ``nn.BatchNorm2d.forward`` does in training mode: the moving (or cumulative) average, unbiased variance.
+
+    ``count`` is how many values the statistics are of.
+    """
+    mean, var, batches, momentum = running
+    if batches is not None:
+        batches.add_(1)
+    if mean is None or var is None or (momentum is None and batches is None):
+        return
+    # Cumulative average: the new value's weight is one over the number of batches, on the device, without a sync.
+    weight = momentum if momentum is not None else 1.0 / batches.to(mean.dtype)  # type: ignore[union-attr]
+    mean.lerp_(stats.mean.to(mean.dtype), weight)
+    unbiased = stats.var * (count / (count - 1))
+    var.lerp_(unbiased.to(var.dtype), weight)
+
+
 class BatchNormParamGrad(NamedTuple):
     """Gradients of a BatchNorm's parameters and the formula for its input's gradient."""
 

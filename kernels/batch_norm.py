@@ -5,29 +5,51 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..types import Affine, BatchNormGrad, BatchNormParamGrad, BatchNormStats, Norm
+from ..types import Affine, BatchNormGrad, BatchNormParamGrad, BatchNormStats, Norm, Running, move_running
 from . import batch_norm_kernels
 from .launch import config, launch, vector_like
 from .runtime import ceil_div, channel_unit, per_column, plan_rows
 
 
 def batch_norm_finalize(
-    stats: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+    stats: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    running: Running | None = None,
+    count: int = 0,
 ) -> BatchNormStats:
     """See :func:`effnet_fast.reference.batch_norm_finalize`."""
     partials, _, channels = stats.shape
     vectors = vector_like(stats, 5, channels)
+    inside = running is not None and _moves_inside(running, stats)
+    buffers = running.tensors if running is not None and inside else (None, None, None)
+    momentum = running.momentum if running is not None and inside else 0.0
     meta = config("batch_norm_finalize", stats)
     launch(
         batch_norm_kernels.batch_norm_finalize_kernel,
         ceil_div(channels, meta["BLOCK_N"]),
-        (stats, weight, bias, vectors),
-        (eps, partials, channels),
-        reads=[stats, weight, bias],
-        writes=[vectors],
+        (stats, weight, bias, vectors, *buffers),
+        (eps, momentum, count / max(count - 1, 1), partials, channels),
+        reads=[stats, weight, bias, *buffers],
+        writes=[vectors, *buffers],
         **meta,
     )
-    return BatchNormStats(vectors)
+    out = BatchNormStats(vectors)
+    if inside:
+        torch.autograd.graph.increment_version([t for t in buffers if t is not None])
+    elif running is not None:
+        move_running(running, out, count)
+    return out
+
+
+def _moves_inside(running: Running, stats: Tensor) -> bool:
+    """Whether the kernel can: not the average of all batches, whose weight it would have to wait for."""
+    mean, var, batches, momentum = running
+    if momentum is None or mean is None or var is None:
+        return False
+    dense = all(t.is_contiguous() and t.device == stats.device for t in (mean, var))
+    return dense and (batches is None or (batches.dtype == torch.int64 and batches.device == stats.device))
 
 
 def batch_norm_fold(

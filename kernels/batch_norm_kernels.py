@@ -27,12 +27,24 @@ def _store_vectors(vectors, weight, bias, mean, var, eps, channels, cols, col_ma
 
 
 @triton.jit
+def _move(running, towards, momentum, cols, col_mask):
+    """An exponential moving average, in place; rounded once where the buffer is of 16 bits."""
+    old = tl.load(running + cols, mask=col_mask, other=0.0).to(tl.float32)
+    tl.store(running + cols, (old + momentum * (towards - old)).to(running.dtype.element_ty), mask=col_mask)
+
+
+@triton.jit
 def batch_norm_finalize_kernel(
     stats,  # [P, 3, C]
     weight,  # [C] or None
     bias,  # [C] or None
     vectors,  # [5, C]
+    running_mean,  # [C] or None, moved in place
+    running_var,  # [C] or None
+    batches,  # [] int64 or None, counted up
     eps,
+    momentum,
+    correction,  # count / (count - 1)
     partials,
     channels,
     BLOCK_M: tl.constexpr,
@@ -64,6 +76,14 @@ def batch_norm_finalize_kernel(
         m2_sum += tl.load(place + 2 * channels, mask=mask, other=0.0) + count * deviation * deviation
     var = tl.sum(m2_sum, 0) / total
     _store_vectors(vectors, weight, bias, origin + offset, var, eps, channels, cols, col_mask)
+    if running_mean is not None:
+        _move(running_mean, origin + offset, momentum, cols, col_mask)
+        _move(running_var, var * correction, momentum, cols, col_mask)
+    if batches is not None:
+        # One program counts; a scalar's address has to be a block's to be masked.
+        one = batches + tl.program_id(0) + tl.arange(0, 1)
+        first = tl.program_id(0) + tl.arange(0, 1) < 1
+        tl.store(one, tl.load(one, mask=first, other=0) + 1, mask=first)
 
 
 @triton.jit

@@ -2,24 +2,45 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from ..types import BatchNormGrad, BatchNormParamGrad, BatchNormStats, SqueezeExciteGrad
+from ..types import (
+    BatchNormGrad,
+    BatchNormParamGrad,
+    BatchNormStats,
+    Running,
+    SqueezeExciteGrad,
+    move_running,
+)
 from .entry_points import NUMBER, kernels
 
 
 def batch_norm_fold(
     weight: Tensor | None, bias: Tensor | None, mean: Tensor, var: Tensor, eps: float
 ) -> BatchNormStats:
-    """As :func:`effnet_fast.reference.batch_norm_fold`; fp32 vectors."""
-    return BatchNormStats(kernels().batch_norm_fold(weight, bias, mean, var, eps))
+    """As :func:`effnet_fast.reference.batch_norm_fold`; any dtype."""
+    return BatchNormStats(kernels().batch_norm_fold(*map(_wide, (weight, bias, mean, var)), eps))
 
 
 def batch_norm_finalize(
-    stats: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+    stats: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    running: Running | None = None,
+    count: int = 0,
 ) -> BatchNormStats:
-    """As :func:`effnet_fast.reference.batch_norm_finalize`; fp32 vectors, the parts merged in double."""
-    return BatchNormStats(kernels().batch_norm_finalize(stats, weight, bias, eps))
+    """As :func:`effnet_fast.reference.batch_norm_finalize`; the parts merged in double."""
+    out = BatchNormStats(kernels().batch_norm_finalize(stats, _wide(weight), _wide(bias), eps))
+    if running is not None:
+        move_running(running, out, count)
+    return out
+
+
+def _wide(vector: Tensor | None) -> Tensor | None:
+    """The native functions take fp32 vectors."""
+    return None if vector is None else vector.to(torch.float32)
 
 
 def batch_norm_backward_finalize(

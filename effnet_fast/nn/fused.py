@@ -14,8 +14,7 @@ from ..errors import BackendError, UnsupportedBlockError
 from ..ops.declare import autocast_enabled
 from ..ops.mbconv import check_input, run_mbconv
 from ..ops.mbconv_kernels import BatchNorm, Settings, Weights
-from ..ops.synchronized import JOINT_COUNT
-from ..types import BatchNormStats, accumulation_dtype
+from ..types import Running, accumulation_dtype
 from .parts import ConvBN, MBConvParts, same_padding
 
 
@@ -202,42 +201,18 @@ def run(parts: MBConvParts, x: Tensor) -> Tensor:
         row_scale = parts.row_scale(x).flatten().to(accumulation_dtype(dtype))
     settings = _settings(parts, padding)
     check_input(x, weights)
-    out = run_mbconv(x, weights, settings, row_scale, inference=not training)
-    if training:
-        _update_running_statistics(parts, x, out)
-    return out.y
+    running = tuple(None if part is None else running_of(part.bn) for part in parts[:3])
+    return run_mbconv(x, weights, settings, row_scale, not training, running).y  # type: ignore[arg-type]
 
 
-def _update_running_statistics(parts: MBConvParts, x: Tensor, out) -> None:  # type: ignore[no-untyped-def]
-    n, _, height, width = x.shape
-    area = out.y.shape[2] * out.y.shape[3]
-    for part, stats, count in (
-        (parts.expand, out.expand_stats, n * height * width),
-        (parts.depthwise, out.depthwise_stats, n * area),
-        (parts.project, out.project_stats, n * area),
-    ):
-        if part is not None and part.bn.training and part.bn.track_running_stats:
-            update_running_statistics(part.bn, BatchNormStats(stats), count)
-
-
-@torch.no_grad()
-def update_running_statistics(bn: nn.BatchNorm2d, stats: BatchNormStats, count: int) -> None:
-    """What ``nn.BatchNorm2d.forward`` does in training mode: the moving (or cumulative) average, unbiased variance.
+def running_of(bn: nn.BatchNorm2d) -> Running | None:
+    """The running statistics that this forward moves, as ``nn.BatchNorm2d.forward`` decides.
 
     A forward inside a backward is gradient checkpointing running it again: the batch has been counted, and PyTorch's
     own modules count it twice there.
     """
+    if not (bn.training and bn.track_running_stats):
+        return None
     if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
-        return
-    if bn.num_batches_tracked is not None:
-        bn.num_batches_tracked.add_(1)
-    if bn.running_mean is None or bn.running_var is None:
-        return
-    # Cumulative average: the new value's weight is one over the number of batches, on the device, without a sync.
-    weight = (
-        bn.momentum if bn.momentum is not None else 1.0 / bn.num_batches_tracked.to(bn.running_mean.dtype)
-    )
-    bn.running_mean.lerp_(stats.mean.to(bn.running_mean.dtype), weight)
-    values = stats.vectors[JOINT_COUNT] if stats.vectors.shape[0] > JOINT_COUNT else count
-    unbiased = stats.var * (values / (values - 1))
-    bn.running_var.lerp_(unbiased.to(bn.running_var.dtype), weight)
+        return None
+    return Running(bn.running_mean, bn.running_var, bn.num_batches_tracked, bn.momentum)

@@ -8,7 +8,7 @@ from torch import Tensor
 from ..errors import UnsupportedBlockError
 from ..ops.conv_bn_act import run_conv_bn_act
 from ..ops.conv_bn_act_kernels import Layer
-from ..types import BatchNormStats, accumulation_dtype
+from ..types import accumulation_dtype
 from . import fused
 from .parts import ConvLayerParts
 
@@ -85,12 +85,10 @@ def run(parts: ConvLayerParts, x: Tensor) -> Tensor:
         raise UnsupportedBlockError("an empty batch, or one value per channel")
     wide = accumulation_dtype(dtype)
     norm = fused.norm_of(bn, wide)
-    result = run_conv_bn_act(
-        x.to(dtype), weight.to(dtype), norm, layer, parts.recompute_expand and _widens(parts), not training
-    )
-    if result.stats is not None and bn.training and bn.track_running_stats:
-        fused.update_running_statistics(bn, BatchNormStats(result.stats), count)
-    return result.y
+    recompute = parts.recompute_expand and _widens(parts)
+    return run_conv_bn_act(
+        x.to(dtype), weight.to(dtype), norm, layer, recompute, not training, fused.running_of(bn)
+    ).y
 
 
 def _widens(parts: ConvLayerParts) -> bool:

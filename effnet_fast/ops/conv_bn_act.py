@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..types import BatchNormStats, accumulation_dtype
+from ..types import BatchNormStats, Running, accumulation_dtype, move_running
 from . import checks
 from .conv_bn_act_kernels import Layer, inference, training_backward, training_forward
 from .declare import differentiable, kernel_op
@@ -80,13 +80,22 @@ def conv_bn_act(
 
 
 def run_conv_bn_act(
-    x: Tensor, weight: Tensor, bn: BatchNorm, layer: Layer, recompute: bool, inference: bool
+    x: Tensor,
+    weight: Tensor,
+    bn: BatchNorm,
+    layer: Layer,
+    recompute: bool,
+    inference: bool,
+    running: Running | None = None,
 ) -> ConvBNActOut:
-    """:func:`conv_bn_act` without the checks."""
+    """:func:`conv_bn_act` without the checks; after a training forward ``running`` has moved."""
     vectors, fixed = bn[:4], (list(layer.stride), list(layer.padding), layer.act)
     if inference:
         return ConvBNActOut(_inference(x, weight, *vectors, bn.eps, *fixed), None)
-    y, _, stats = _training(x, weight, *vectors, bn.eps, bn.training, *fixed, recompute)
+    args = (x, weight, *vectors, bn.eps, bn.training, *fixed, recompute)
+    (y, _, stats), moved = _training.moving((running,), args)
+    if running is not None and not moved:
+        move_running(running, BatchNormStats(stats), y.numel() // y.shape[1])
     return ConvBNActOut(y, stats)
 
 
@@ -148,10 +157,11 @@ def _training(
     padding: Sequence[int],
     act: str,
     recompute: bool,
+    running: tuple[Running | None] = (None,),
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``y``, ``z`` (empty with ``recompute``), the statistics."""
     bn = BatchNorm(bn_weight, bn_bias, mean, var, eps, training)
-    y, z, stats = training_forward(checks.channels_last(x), weight, bn, Layer(stride, padding, act))
+    y, z, stats = training_forward(checks.channels_last(x), weight, bn, Layer(stride, padding, act), *running)
     return y, x.new_empty(0) if recompute else z, stats.vectors
 
 
@@ -199,7 +209,7 @@ def _(dy, x, z, stats, weight, training, stride, padding, act, recompute, need_d
 
 
 def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    x, weight, bn_weight, bn_bias, _, _, _, *ctx.fixed = inputs
+    x, weight, bn_weight, bn_bias, _, _, _, *ctx.fixed = inputs[:12]
     ctx.save_for_backward(x, output[1], output[2], weight)
     ctx.dtypes = [weight.dtype, *(None if t is None else t.dtype for t in (bn_weight, bn_bias))]
     ctx.mark_non_differentiable(*output[1:])
@@ -208,7 +218,7 @@ def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
 
 def _backward(ctx, dy, *_):  # type: ignore[no-untyped-def]
     if dy is None:
-        return (None,) * 12
+        return (None,) * len(ctx.needs_input_grad)
     wanted = ctx.needs_input_grad
     dx, dweight, bn = _backward_op(dy, *ctx.saved_tensors, *ctx.fixed, wanted[0], wanted[1])
     dbias, dscale = bn.unbind(0)
@@ -216,7 +226,7 @@ def _backward(ctx, dy, *_):  # type: ignore[no-untyped-def]
         gradient.to(dtype) if want and dtype is not None else None
         for gradient, dtype, want in zip((dweight, dscale, dbias), ctx.dtypes, wanted[1:4], strict=True)
     ]
-    return (dx if wanted[0] else None, *grads, *(None,) * 8)
+    return (dx if wanted[0] else None, *grads, *(None,) * (len(wanted) - 4))
 
 
 differentiable(_training, _backward, _setup_context)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import dispatch
-from ..types import BatchNormStats
+from ..types import BatchNormStats, Running
 from .mbconv_kernels import BatchNorm
 
 
@@ -76,13 +76,15 @@ def inference(x: Tensor, weight: Tensor, bn: BatchNorm, layer: Layer) -> Tensor:
 
 
 def training_forward(
-    x: Tensor, weight: Tensor, bn: BatchNorm, layer: Layer
+    x: Tensor, weight: Tensor, bn: BatchNorm, layer: Layer, running: Running | None = None
 ) -> tuple[Tensor, Tensor, BatchNormStats]:
-    """``y``, the raw output ``z`` and the statistics."""
+    """``y``, the raw output ``z`` and the statistics; ``running`` is moved in place."""
     run = _runner(x)
     z, partials = _convolve(x, weight, layer, stats=bn.training)
     if bn.training:
-        stats = run("batch_norm_finalize")(partials, bn.weight, bn.bias, bn.eps)
+        stats = run("batch_norm_finalize")(
+            partials, bn.weight, bn.bias, bn.eps, running, z.numel() // z.shape[1]
+        )
     else:
         stats = run("batch_norm_fold")(bn.weight, bn.bias, bn.mean, bn.var, bn.eps)
     return run("affine_residual")(z, stats.affine, layer.act), z, stats

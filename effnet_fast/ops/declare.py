@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from .. import dispatch
+from ..types import Running
 
 #: Tensors that nobody watches: of a subclass (fake, functional, distributed tensors) the dispatcher has to know.
 _PLAIN = frozenset((Tensor, torch.nn.Parameter))
@@ -45,15 +47,30 @@ class KernelOp:
 
     def __init__(self, name: str, body: Callable[..., Any]) -> None:
         self._body = _shielded(body)
-        schema = torch.library.infer_schema(body, mutates_args=())
-        self.op = torch.library.custom_op(f"effnet_fast::{name}", self._body, mutates_args=(), schema=schema)
-        self._arity = body.__code__.co_argcount
+        # What is moved in place is no part of the op, which is functional.
+        signature = inspect.signature(body, eval_str=True)
+        kept = [p for p in signature.parameters.values() if p.name != "running"]
+        self._arity = len(kept)
+        functional = functools.wraps(body)(lambda *args: self._body(*args))
+        functional.__signature__ = signature.replace(parameters=kept)  # type: ignore[attr-defined]
+        schema = torch.library.infer_schema(functional, mutates_args=())
+        self.op = torch.library.custom_op(f"effnet_fast::{name}", functional, mutates_args=(), schema=schema)
         self._function: type[torch.autograd.Function] | None = None
         functools.update_wrapper(self, body)
 
     def __call__(self, *args: Any) -> Any:
-        if len(args) != self._arity or not is_plain(args):
-            return self.op(*args)
+        if len(args) == self._arity and is_plain(args):
+            return self._plainly(args)
+        return self.op(*args)
+
+    def moving(self, running: tuple[Running | None, ...], args: tuple[Any, ...]) -> tuple[Any, bool]:
+        """The op's outputs, and whether its body has moved ``running`` too: called plainly it may."""
+        buffers = [t for r in running if r is not None for t in r.tensors]
+        if is_plain((*args, *buffers)):
+            return self._plainly((*args, running)), True
+        return self.op(*args), False
+
+    def _plainly(self, args: tuple[Any, ...]) -> Any:
         if not torch.is_grad_enabled():
             return self._body(*args)
         if self._function is not None:

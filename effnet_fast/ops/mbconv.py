@@ -7,9 +7,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..types import BatchNormStats, move_running
 from . import checks
-from .mbconv_kernels import Settings, Weights
+from .mbconv_kernels import BlockRunning, Settings, Weights
 from .mbconv_ops import CONVS, flatten, mbconv_inference, mbconv_training
+from .synchronized import JOINT_COUNT
 
 
 class MBConvOut(NamedTuple):
@@ -63,9 +65,17 @@ def mbconv(
 
 
 def run_mbconv(
-    x: Tensor, weights: Weights, settings: Settings, row_scale: Tensor | None, inference: bool
+    x: Tensor,
+    weights: Weights,
+    settings: Settings,
+    row_scale: Tensor | None,
+    inference: bool,
+    running: BlockRunning = (None, None, None),
 ) -> MBConvOut:
-    """:func:`mbconv` without the checks, for weights that come from modules whose constructors made them."""
+    """:func:`mbconv` without the checks, for weights that come from modules whose constructors made them.
+
+    After a training forward ``running`` has moved.
+    """
     flat = flatten(weights)
     norms = (weights.expand_bn, weights.depthwise_bn, weights.project_bn)
     eps = [0.0 if bn is None else bn.eps for bn in norms]
@@ -74,7 +84,14 @@ def run_mbconv(
     if inference:
         return MBConvOut(mbconv_inference(x, *flat, row_scale, eps, *scalars), None, None, None)
     groups = ",".join("" if bn is None else bn.group for bn in norms)
-    out = mbconv_training(x, *flat, row_scale, eps, training, *scalars, settings.recompute_expand, groups)
+    args = (x, *flat, row_scale, eps, training, *scalars, settings.recompute_expand, groups)
+    out, moved = mbconv_training.moving(running, args)
+    if not moved:
+        values = x.shape[0] * x.shape[2] * x.shape[3], *(z.numel() // z.shape[1] for z in (out[2], out[3]))
+        for old, vectors, count in zip(running, out[6:9], values, strict=True):
+            if old is not None:
+                joint = vectors[JOINT_COUNT] if vectors.shape[0] > JOINT_COUNT else count
+                move_running(old, BatchNormStats(vectors), joint)
     return MBConvOut(out[0], None if weights.expand is None else out[6], out[7], out[8])
 
 

@@ -13,8 +13,11 @@ import torch
 from torch import Tensor
 
 from .. import dispatch
-from ..types import BatchNormParamGrad, BatchNormStats, Padding
-from .synchronized import joint_backward, joint_statistics
+from ..types import BatchNormParamGrad, BatchNormStats, Padding, Running, move_running
+from .synchronized import JOINT_COUNT, joint_backward, joint_statistics
+
+#: Running statistics of the expansion's, the depthwise and the projection's BatchNorm; ``None`` stays as it is.
+BlockRunning = tuple[Running | None, Running | None, Running | None]
 
 
 class BatchNorm(NamedTuple):
@@ -170,12 +173,18 @@ def _gate(
     )
 
 
-def _statistics(run: Callable[..., Any], bn: BatchNorm, partials: Tensor | None) -> BatchNormStats:
+def _statistics(
+    run: Callable[..., Any], bn: BatchNorm, partials: Tensor | None, running: Running | None, z: Tensor
+) -> BatchNormStats:
     if bn.training and bn.group:
         finalize = run("batch_norm_finalize")
-        return joint_statistics(finalize, partials, bn.weight, bn.bias, bn.eps, bn.group)
+        joint = joint_statistics(finalize, partials, bn.weight, bn.bias, bn.eps, bn.group)
+        if running is not None:
+            move_running(running, joint, joint.vectors[JOINT_COUNT])
+        return joint
     if bn.training:
-        return run("batch_norm_finalize")(partials, bn.weight, bn.bias, bn.eps)
+        count = z.shape[0] * z.shape[2] * z.shape[3]
+        return run("batch_norm_finalize")(partials, bn.weight, bn.bias, bn.eps, running, count)
     return run("batch_norm_fold")(bn.weight, bn.bias, bn.mean, bn.var, bn.eps)
 
 
@@ -188,15 +197,22 @@ def _expand(run: Callable[..., Any], x: Tensor, weights: Weights) -> tuple[Tenso
 
 
 def training_forward(
-    x: Tensor, weights: Weights, settings: Settings, row_scale: Tensor | None
+    x: Tensor,
+    weights: Weights,
+    settings: Settings,
+    row_scale: Tensor | None,
+    running: BlockRunning = (None, None, None),
 ) -> tuple[Tensor, Saved]:
-    """The block with raw outputs kept; BatchNorm and activation are applied by the next kernel as it loads."""
+    """The block with raw outputs kept; BatchNorm and activation are applied by the next kernel as it loads.
+
+    ``running`` is moved in place.
+    """
     run = _runner(x, weights, settings)
     e = expand_stats = None
     if weights.expand is not None:
         assert weights.expand_bn is not None
         e, partials = _expand(run, x, weights)
-        expand_stats = _statistics(run, weights.expand_bn, partials)
+        expand_stats = _statistics(run, weights.expand_bn, partials, running[0], e)
     training = weights.depthwise_bn.training
     d, _, partials = run("depthwise", stats=training)(
         x if e is None else e,
@@ -207,7 +223,7 @@ def training_forward(
         in_act="none" if expand_stats is None else settings.expand_act,
         stats=training,
     )
-    depthwise_stats = _statistics(run, weights.depthwise_bn, partials)
+    depthwise_stats = _statistics(run, weights.depthwise_bn, partials, running[1], d)
     pooled = None
     if weights.w1 is not None:
         pooled = run("affine_pool")(d, depthwise_stats.affine, settings.depthwise_act)
@@ -221,7 +237,7 @@ def training_forward(
         gate=gate,
         stats=training,
     )
-    project_stats = _statistics(run, weights.project_bn, partials)
+    project_stats = _statistics(run, weights.project_bn, partials, running[2], p)
     y = run("affine_residual")(p, project_stats.affine, "none", row_scale, x if settings.residual else None)
     if settings.recompute_expand:
         e = None

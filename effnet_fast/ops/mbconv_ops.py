@@ -17,6 +17,7 @@ from . import checks
 from .declare import differentiable, kernel_op
 from .mbconv_kernels import (
     BatchNorm,
+    BlockRunning,
     Needs,
     Saved,
     Settings,
@@ -139,6 +140,7 @@ def mbconv_training(
     residual: bool,
     recompute_expand: bool = False,
     groups: str = ",,",
+    running: BlockRunning = (None, None, None),
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     flat = (
         *(expand, expand_weight, expand_bias, expand_mean, expand_var),
@@ -148,7 +150,7 @@ def mbconv_training(
     )
     weights = _unflatten(flat, eps, training, groups)
     settings = _settings(stride, padding, acts, residual, recompute_expand)
-    y, saved = training_forward(checks.channels_last(x), weights, settings, row_scale)
+    y, saved = training_forward(checks.channels_last(x), weights, settings, row_scale, running)
 
     def present(t: Tensor | None, dtype: torch.dtype) -> Tensor:
         return x.new_empty(0, dtype=dtype) if t is None else t
@@ -282,7 +284,7 @@ def _(
 
 def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
     x, flat, row_scale = inputs[0], inputs[1:20], inputs[20]
-    _, training, *scalars = inputs[21:]
+    _, training, *scalars = inputs[21:29]
     convs = (flat[0], flat[5], flat[10])
     ctx.save_for_backward(x, *output[1:], *convs, *flat[15:19], row_scale)
     ctx.scalars = (training, scalars)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..types import Affine, BatchNormGrad, BatchNormParamGrad, BatchNormStats, Norm
+from ..types import Affine, BatchNormGrad, BatchNormParamGrad, BatchNormStats, Norm, Running, move_running
 from .activations import activation_grad
 from .common import (
     apply_affine,
@@ -22,18 +22,27 @@ from .common import (
 
 
 def batch_norm_finalize(
-    stats: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+    stats: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    running: Running | None = None,
+    count: int = 0,
 ) -> BatchNormStats:
     """Merge partial statistics [P, 3, C] = (count, mean, M2) and derive the affine of a training BatchNorm.
 
     Chan's merge, in a fixed order: ``mean = sum n_i mean_i / n``, ``M2 = sum M2_i + n_i (mean_i - mean)^2``.
-    ``weight`` and ``bias`` ([C], accumulation dtype) may be ``None`` as in ``BatchNorm2d(affine=False)``.
+    ``weight`` and ``bias`` ([C], any floating dtype) may be ``None`` as in ``BatchNorm2d(affine=False)``.
+    ``running`` is moved towards the statistics, in place; for that alone ``count`` says how many values they are of.
     """
-    count, means, m2 = stats.unbind(1)
-    total = count.sum(0).clamp_min(1)
-    mean = (count * means).sum(0) / total
-    var = (m2.sum(0) + (count * (means - mean).square()).sum(0)) / total
-    return batch_norm_fold(weight, bias, mean, var, eps)
+    counts, means, m2 = stats.unbind(1)
+    total = counts.sum(0).clamp_min(1)
+    mean = (counts * means).sum(0) / total
+    var = (m2.sum(0) + (counts * (means - mean).square()).sum(0)) / total
+    out = batch_norm_fold(weight, bias, mean, var, eps)
+    if running is not None:
+        move_running(running, out, count)
+    return out
 
 
 def channel_stats(z: Tensor) -> Tensor:
@@ -46,8 +55,9 @@ def batch_norm_fold(
 ) -> BatchNormStats:
     """The affine of a BatchNorm with known statistics: ``scale = weight * invstd``, ``shift = bias - mean * scale``.
 
-    All vectors are [C] in the accumulation dtype; ``weight`` and ``bias`` may be ``None``.
+    ``mean`` and ``var`` are [C], as ``weight`` and ``bias`` are, which may be ``None``; any floating dtype.
     """
+    mean, var, weight, bias = (None if t is None else upcast(t) for t in (mean, var, weight, bias))
     invstd = torch.rsqrt(var + eps)
     scale = invstd if weight is None else weight * invstd
     shift = -mean * scale if bias is None else bias - mean * scale
