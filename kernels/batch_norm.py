@@ -24,7 +24,7 @@ def batch_norm_finalize(
     vectors = vector_like(stats, 5, channels)
     inside = running is not None and _moves_inside(running, stats)
     buffers = running.tensors if running is not None and inside else (None, None, None)
-    momentum = running.momentum if running is not None and inside else 0.0
+    momentum = float(running.momentum) if running is not None and inside else 0.0  # type: ignore[arg-type]
     meta = config("batch_norm_finalize", stats)
     launch(
         batch_norm_kernels.batch_norm_finalize_kernel,

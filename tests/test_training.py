@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 import effnet_fast
 from effnet_fast import use_backend
+from effnet_fast.ops import declare
 
 
 @pytest.fixture(autouse=True)
@@ -173,3 +174,55 @@ def test_buffers_written_between_forward_and_backward() -> None:
         y.square().sum().backward()
         gradients.append([p.grad for p in block.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+RUNNING = {
+    "as built": {},
+    "cumulative": {"momentum": None},
+    "momentum 1": {"momentum": 1.0},
+    "momentum 0": {"momentum": 0.0},
+    "not tracked": {"track_running_stats": False},
+    "uncounted": {"num_batches_tracked": None},
+    "cumulative, uncounted": {"momentum": None, "num_batches_tracked": None},
+    "no statistics": {"running_mean": None, "running_var": None},
+    "frozen": {"training": False},
+}
+
+
+WAYS = [
+    (mode, way, backend) for mode in RUNNING for way in ("plain", "op") for backend in ("reference", "cpu")
+]
+# Compiling takes seconds.
+WAYS += [("as built", "compiled", "cpu"), ("cumulative", "compiled", "reference")]
+
+
+@pytest.mark.parametrize("mode, way, backend", WAYS)
+def test_running_statistics(mode: str, way: str, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every combination that nn.BatchNorm2d knows, with the op called plainly, through the dispatcher and compiled."""
+    stock, patched, x = pair("torchvision", torch.float32)
+    for block in (stock, patched):
+        for bn in (m for m in block.modules() if isinstance(m, nn.BatchNorm2d)):
+            for name, value in RUNNING[mode].items():
+                setattr(bn, name, value)
+    torch.manual_seed(1)
+    for part in (x, x.flip(0)):
+        stock(part)
+    run = torch.compile(patched, fullgraph=True) if way == "compiled" else patched
+    if way == "op":
+        monkeypatch.setattr(declare, "is_plain", lambda args: False)
+    torch.manual_seed(1)
+    with use_backend(backend):
+        for part in (x, x.flip(0)):
+            run(part)
+    for (name, a), b in zip(stock.named_buffers(), patched.buffers(), strict=True):
+        torch.testing.assert_close(b, a, rtol=1e-5, atol=1e-6, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def test_failing_in_the_middle_of_a_batch_of_one_moves_nothing() -> None:
+    """One value a channel, which PyTorch refuses: after it, every statistic is as its refusing module left it."""
+    stock, patched, x = pair("torchvision", torch.float32)
+    one = x[:1, :, :1, :1].contiguous()
+    for block in (stock, patched):
+        with pytest.raises(ValueError, match="more than 1 value per channel"):
+            block(one)
+    assert_same_state(stock, patched)

@@ -201,7 +201,10 @@ def run(parts: MBConvParts, x: Tensor) -> Tensor:
         row_scale = parts.row_scale(x).flatten().to(accumulation_dtype(dtype))
     settings = _settings(parts, padding)
     check_input(x, weights)
-    running = tuple(None if part is None else running_of(part.bn) for part in parts[:3])
+    running = tuple(
+        None if part is None else running_of(part.bn)
+        for part in (parts.expand, parts.depthwise, parts.project)
+    )
     return run_mbconv(x, weights, settings, row_scale, not training, running).y  # type: ignore[arg-type]
 
 

@@ -7,6 +7,8 @@ from effnet_fast.kernels.runtime import INTERPRET
 
 from effnet_fast import BackendError, dispatch, ops, reference
 from effnet_fast.reference import ACTIVATIONS
+from effnet_fast.testing import assert_accurate
+from effnet_fast.types import Running
 
 SHAPES = {"24": (3, 24, 9, 8), "17": (2, 17, 5, 3), "1x1 image": (70, 5, 1, 1)}
 
@@ -76,9 +78,43 @@ def partial_stats(kit, partials, c):
 def test_batch_norm(kit, partials, c, parameters):
     weight, bias = (kit.vector(c), kit.vector(c)) if parameters == "weight-bias" else (None, None)
     stats = kit.check("batch_norm_finalize", partial_stats(kit, partials, c), weight, bias, 1e-3)
+    if weight is not None:
+        half = weight.bfloat16(), bias.half()
+        kit.check("batch_norm_finalize", partial_stats(kit, partials, c), *half, 1e-3)
+        kit.check("batch_norm_fold", *half, kit.vector(c).half(), kit.positive(c).bfloat16(), 1e-5)
     kit.check("batch_norm_fold", weight, bias, kit.vector(c), kit.positive(c), 1e-5)
     for training in (True, False):
         kit.check("batch_norm_backward_finalize", kit.vector(partials, 2, c), 77, stats, training)
+
+
+@pytest.mark.parametrize("batches, momentum", [(True, 0.1), (False, 0.3), (True, 1), (True, None)])
+@pytest.mark.parametrize("layout", ["dense", "strided"])
+def test_batch_norm_moves_running_statistics(kit, dtype, batches, momentum, layout):
+    """More channels than one program takes: the count of batches goes up by one all the same."""
+    from effnet_fast.kernels import launchers
+
+    c, step = 40, 1 if layout == "dense" else 2
+    partials, mean, var = (
+        partial_stats(kit, 7, c),
+        kit.vector(step * c).to(dtype),
+        kit.positive(step * c).to(dtype),
+    )
+
+    def run(finalize, to, wide):
+        count = torch.tensor(4, device=kit.device) if batches else None
+        running = Running(mean.to(to, copy=True)[::step], var.to(to, copy=True)[::step], count, momentum)
+        versions = [t._version for t in running.tensors if t is not None]
+        finalize(partials.to(wide), None, None, 1e-3, running, 77)
+        moved = [t._version for t in running.tensors if t is not None]
+        assert all(old < new for old, new in zip(versions, moved, strict=True))
+        return running
+
+    actual = run(launchers.batch_norm_finalize, dtype, torch.float32)
+    baseline = run(reference.batch_norm_finalize, dtype, torch.float32)
+    truth = run(reference.batch_norm_finalize, torch.float64, torch.float64)
+    assert_accurate("mean", actual.mean, baseline.mean, truth.mean, dtype)
+    assert_accurate("var", actual.var, baseline.var, truth.var, dtype)
+    assert not batches or actual.batches.item() == 5
 
 
 @pytest.mark.parametrize("n, c, hidden", [(3, 24, 6), (2, 65, 17), (1, 8, 1), (35, 40, 70)])
