@@ -13,7 +13,7 @@ from torch import Tensor
 from .. import tuning
 from ..errors import EffnetFastError
 from ..traffic import record
-from . import elementwise_kernels
+from . import capture, elementwise_kernels
 from .runtime import INTERPRET, ceil_div
 
 # Said explicitly because the default is about to change (Triton 3.9 warns): a * b + c in one rounding is wanted.
@@ -99,7 +99,12 @@ class Prepared:
         run(self.programs, 1, 1, stream, function, metadata, None, None, None, *tensors, *rest)
 
     def _launch_by_triton(self, tensors: Sequence[Tensor | None]) -> Any:
-        return self.kernel[(self.programs,)](*tensors, *self.scalars, **self.meta, **_COMPILER)
+        arguments, options, grid = (*tensors, *self.scalars), {**self.meta, **_COMPILER}, (self.programs,)
+        if torch.cuda.is_initialized() and not INTERPRET and capture.capturing():
+            with capture.loading():
+                # Asking for what launches it loads the kernel.
+                _ = self.kernel.warmup(*arguments, grid=grid, **options).run
+        return self.kernel[grid](*arguments, **options)
 
 
 def _may_be_short() -> bool:

@@ -40,37 +40,43 @@ def network(name: str, kind: str) -> nn.Module:
     return effnet_fast.patch(model) if kind.startswith("patched") else model
 
 
-def inference(name: str, kind: str, dtype: str, batch: int, size: int) -> Callable[[], Any]:
-    """A forward in inference mode. ``dtype`` may be "autocast"; others convert the model, BatchNorm too."""
-    model = network(name, kind).eval()
+def made(
+    mode: str, name: str, kind: str, dtype: str, batch: int, size: int
+) -> tuple[Callable[[], Any], nn.Module]:
+    """A call of a network, and the network.
+
+    Args:
+        mode: "inference", a forward in inference mode; or "training", forward and backward, from gradients of None.
+        dtype: "autocast" (to bf16) or what the model is converted to, BatchNorm too: "fp32", "fp16", "bf16".
+    """
+    model = network(name, kind).train(mode == "training")
     to = DTYPES.get(dtype, torch.float32)
     model.to(to)
     x = torch.zeros(batch, 3, size, size, dtype=to, device="cuda")
 
-    def forward() -> Tensor:
+    def infer() -> Tensor:
         with torch.inference_mode(), torch.autocast("cuda", torch.bfloat16, enabled=dtype == "autocast"):
             return model(x)  # type: ignore[no-any-return]
 
-    return forward
-
-
-def training(name: str, kind: str, dtype: str, batch: int, size: int) -> Callable[[], Any]:
-    """Forward, loss and backward of a training step; gradients start from None, there is no optimizer."""
-    model = network(name, kind).train()
-    to = DTYPES.get(dtype, torch.float32)
-    model.to(to)
-    x = torch.zeros(batch, 3, size, size, dtype=to, device="cuda")
-
-    def step() -> None:
+    def train() -> None:
         model.zero_grad(set_to_none=True)
         with torch.autocast("cuda", torch.bfloat16, enabled=dtype == "autocast"):
             loss = model(x).float().sum()
         loss.backward()
 
-    return step
+    return (train if mode == "training" else infer), model
 
 
-MODES = {"inference": inference, "training": training}
+def steady(
+    mode: str, name: str, kind: str, dtype: str, batch: int = 2, size: int = 224
+) -> list[tuple[str, str, str]]:
+    """A call like the one before it, marked "steady". Returns the report: layer, "fused" or "eager", reason."""
+    call, model = made(mode, name, kind, dtype, batch, size)
+    call()
+    steering.mark("steady")
+    call()
+    steering.mark("")
+    return [(row.name, row.state, row.reason) for row in effnet_fast.report(model).rows]
 
 
 def measure(
@@ -82,8 +88,8 @@ def measure(
     most host milliseconds of a call over the rounds: CPU time of the whole process, autograd's thread included.
     """
     calls, results = [], []
-    for number, (mode, *rest) in enumerate(cases):
-        call = MODES[mode](*rest)  # type: ignore[arg-type]
+    for number, case in enumerate(cases):
+        call, _ = made(*case)
         began = time.process_time()
         call()
         results.append({"first_s": time.process_time() - began, "ms": []})

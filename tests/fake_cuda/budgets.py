@@ -1,0 +1,57 @@
+"""What the host side may cost, as numbers: tests fail above them, and who makes it cheaper lowers them here."""
+
+from __future__ import annotations
+
+#: Launches (copies and fills included) of one B0 call, by mode and dtype: torchvision's network patched, or the drop-in.
+NETWORK = {
+    ("inference", "fp32"): 134,
+    ("inference", "fp16"): 330,
+    ("inference", "bf16"): 330,
+    ("inference", "autocast"): 186,
+    ("training", "fp32"): 655,
+    ("training", "fp16"): 1065,
+    ("training", "bf16"): 1065,
+    ("training", "autocast"): 810,
+}
+
+#: timm's B0 keeps its own stem and head: launches beyond the above.
+TIMM = 8
+
+#: Launches of a block (expansion, squeeze-and-excite, residual, drop path) in bf16, by kernel; none of another name.
+BLOCK = {
+    "inference": {
+        "batch_norm_fold_kernel": 3,
+        "depthwise_fwd_kernel": 1,
+        "merge_rows_kernel": 1,
+        "pointwise_fwd_kernel": 2,
+        "squeeze_excite_fwd_kernel": 1,
+        "unrolled_elementwise_kernel<direct_copy_kernel_cuda>": 12,
+    },
+    "training": {
+        "affine_pool_kernel": 1,
+        "affine_residual_kernel": 1,
+        "batch_norm_backward_finalize_kernel": 3,
+        "batch_norm_finalize_kernel": 3,
+        "batch_norm_reduce_kernel": 1,
+        "depthwise_bwd_kernel": 1,
+        "depthwise_fwd_kernel": 1,
+        "distribution_elementwise_grid_stride_kernel<bernoulli_kernel>": 1,
+        "gate_batch_norm_sums_kernel": 1,
+        "merge_rows_kernel": 1,
+        "pointwise_backward_kernel": 1,
+        "pointwise_dgrad_kernel": 1,
+        "pointwise_fwd_kernel": 2,
+        "pointwise_wgrad_kernel": 1,
+        "squeeze_excite_bwd_kernel": 1,
+        "squeeze_excite_fwd_kernel": 1,
+        "sum_partials_kernel": 4,
+        "unrolled_elementwise_kernel<direct_copy_kernel_cuda>": 7,
+        "vectorized_elementwise_kernel<CUDAFunctorOnSelf_add>": 3,
+        "vectorized_elementwise_kernel<MulFunctor>": 5,
+        "vectorized_elementwise_kernel<bfloat16_copy_kernel_cuda>": 19,
+        "vectorized_elementwise_kernel<lerp_scalar_kernel>": 6,
+    },
+}
+
+#: Host time of B0 at batch 1 over eager torchvision's in the same process, by mode and dtype.
+HOST = {("inference", "bf16"): 3.5, ("training", "autocast"): 2.6}

@@ -1,0 +1,18 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from . import build
+from .process import Device
+
+
+@pytest.fixture(scope="session")
+def device() -> Iterator[Device]:
+    """Two fake GPUs of compute capability 9.0; the process is shared by all tests."""
+    reason = build.missing()
+    if reason:
+        pytest.skip(reason)
+    with Device(devices=2) as process:
+        yield process

@@ -1,0 +1,30 @@
+"""The fake device itself: it finds out what it is there to find out, and knows nothing it should not."""
+
+from __future__ import annotations
+
+import pytest
+
+from .process import Device, JobError
+
+
+def test_stream_of_another_gpu(device: Device) -> None:
+    (found,) = device.run("misuse.launch_on_another_gpus_stream").log.violations
+    assert found.startswith("a stream of another device") and found.endswith("lost")
+
+
+def test_tensor_of_another_gpu(device: Device) -> None:
+    (found,) = device.run("misuse.triton_on_the_wrong_gpu").log.violations
+    assert found == "a tensor of device 1 in a launch on device 0"
+
+
+def test_synchronization_is_logged(device: Device) -> None:
+    assert device.run("misuse.wait_for_the_device").parts["item"].syncs == ["cudaStreamSynchronize"]
+
+
+def test_memory_is_counted(device: Device) -> None:
+    assert device.run("misuse.leave_memory").value >= 64 << 20
+
+
+def test_errors_come_back(device: Device) -> None:
+    with pytest.raises(JobError, match="no_such_job"):
+        device.run("misuse.no_such_job")
