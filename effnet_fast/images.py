@@ -104,7 +104,10 @@ def read_image(path: str | os.PathLike[str], preset: Preset) -> Tensor:
 
 def normalize(images: Tensor, preset: Preset) -> Tensor:
     """uint8 [N, 3, H, W] -> float32 of the same shape, with the preset's mean and standard deviation."""
-    mean, std = (torch.tensor(v, device=images.device).view(1, 3, 1, 1) for v in (preset.mean, preset.std))
+    mean, std = (
+        torch.tensor(v, dtype=torch.float32, device=images.device).view(1, 3, 1, 1)
+        for v in (preset.mean, preset.std)
+    )
     return (images.float() / 255 - mean) / std
 
 

@@ -139,7 +139,8 @@ def random_block(
         return torch.rand(shape, dtype=dtype, device=device) - 0.5
 
     def norm(channels: int) -> blocks.BatchNorm:
-        ones, zeros = torch.ones(channels, device=device), torch.zeros(channels, device=device)
+        ones = torch.ones(channels, dtype=torch.float32, device=device)
+        zeros = torch.zeros_like(ones)
         return blocks.BatchNorm(ones, zeros, zeros, ones, 1e-3, True)
 
     expands = c != cin

@@ -23,12 +23,12 @@ Case = Callable[[torch.dtype], object]
 _N = 8
 
 
+def _table(*shape: int) -> Tensor:
+    return torch.empty(shape, dtype=torch.float32, device="meta")
+
+
 def _vectors(count: int, channels: int) -> tuple[Tensor, ...]:
-    return tuple(torch.empty(channels, device="meta") for _ in range(count))
-
-
-def _table(rows: int, channels: int) -> Tensor:
-    return torch.empty(rows, channels, device="meta")
+    return tuple(_table(channels) for _ in range(count))
 
 
 def _image(channels: int, size: int, dtype: torch.dtype) -> Tensor:
@@ -59,7 +59,7 @@ def _project_backward(dtype: torch.dtype, **needs: bool) -> object:
         _weight(dtype, 24, 240),
         z=_image(24, 28, dtype),
         grad=BatchNormGrad(*_vectors(4, 24)),
-        row_scale=torch.empty(_N, device="meta"),
+        row_scale=_table(_N),
         in_affine=_affine(240),
         in_act="silu",
         in_norm=Norm(*_vectors(2, 240)),
@@ -116,7 +116,7 @@ def _excite(backward: bool, hidden: int) -> object:
     return launchers.squeeze_excite(pooled, *layers)
 
 
-_STATS = BatchNormStats(torch.empty(5, 144, device="meta"))
+_STATS = BatchNormStats(_table(5, 144))
 
 CASES: dict[str, dict[str, Case]] = {
     "pointwise_fwd": {
@@ -137,7 +137,7 @@ CASES: dict[str, dict[str, Case]] = {
             _weight(d, 24, 240),
             z=_image(24, 28, d),
             grad=BatchNormGrad(*_vectors(4, 24)),
-            row_scale=torch.empty(_N, device="meta"),
+            row_scale=_table(_N),
             in_act="silu",
             gate=_table(_N, 240),
             need_dx=False,
@@ -162,7 +162,7 @@ CASES: dict[str, dict[str, Case]] = {
             _image(144, 28, d), _image(144, 28, d), _STATS.norm, affine=_STATS.affine, act="silu"
         ),
         "drop path": lambda d: launchers.batch_norm_reduce(
-            _image(144, 28, d), _image(144, 28, d), _STATS.norm, row_scale=torch.empty(_N, device="meta")
+            _image(144, 28, d), _image(144, 28, d), _STATS.norm, row_scale=_table(_N)
         ),
     },
     "batch_norm_act_grad": {
@@ -178,28 +178,22 @@ CASES: dict[str, dict[str, Case]] = {
     "affine_pool": {"silu": lambda d: launchers.affine_pool(_image(144, 28, d), _affine(144), "silu")},
     "affine_residual": {
         "all": lambda d: launchers.affine_residual(
-            _image(144, 28, d), _affine(144), "silu", torch.empty(_N, device="meta"), _image(144, 28, d)
+            _image(144, 28, d), _affine(144), "silu", _table(_N), _image(144, 28, d)
         )
     },
     "batch_norm_finalize": {
-        "": lambda d: launchers.batch_norm_finalize(
-            torch.empty(99, 3, 144, device="meta"), *_vectors(2, 144), 1e-3
-        )
+        "": lambda d: launchers.batch_norm_finalize(_table(99, 3, 144), *_vectors(2, 144), 1e-3)
     },
     "batch_norm_fold": {"": lambda d: launchers.batch_norm_fold(*_vectors(4, 144), 1e-3)},
     "batch_norm_backward_finalize": {
-        "": lambda d: launchers.batch_norm_backward_finalize(
-            torch.empty(99, 2, 144, device="meta"), 784, _STATS, True
-        )
+        "": lambda d: launchers.batch_norm_backward_finalize(_table(99, 2, 144), 784, _STATS, True)
     },
     "sum_partials": {"": lambda d: launchers.affine_pool(_image(144, 56, d), None)},
     "squeeze_excite_fwd": {"": lambda d: _excite(False, 10)},
     "squeeze_excite_bwd": {"": lambda d: _excite(True, 10)},
     "squeeze_excite_wgrad": {"": lambda d: _excite(True, 10)},
     "gate_batch_norm_sums": {
-        "": lambda d: launchers.gate_batch_norm_sums(
-            torch.empty(5, _N, 240, device="meta"), *[_table(_N, 240)] * 2
-        )
+        "": lambda d: launchers.gate_batch_norm_sums(_table(5, _N, 240), *[_table(_N, 240)] * 2)
     },
 }
 

@@ -179,7 +179,6 @@ def test_deep_copies_share_and_the_rest_is_refused() -> None:
     assert torch.equal(both(x), optimized(x).softmax(1)) and both[0] is not optimized
     assert torch.equal(copy.copy(optimized)(x), optimized(x))
     for refused in (
-        lambda: torch.save(optimized, "/dev/null"),
         optimized.state_dict,
         lambda: optimized.load_state_dict({}),
         lambda: torch.jit.trace(optimized, x),

@@ -156,6 +156,19 @@ def test_old_checkpoint_without_batch_counters(state):
     assert len(old) < len(state), "the caller's mapping must not be filled in"
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_every_tensor_was_cast(state, dtype):
+    """Counters of batches too, as a loop over the state dict does it."""
+    cast = {key: value.to(dtype) for key, value in state.items()}
+    model, stock = models.b0(num_classes=CLASSES, weights=cast), models.b0(num_classes=CLASSES)
+    stock.load_state_dict(cast)
+    assert_loaded(model, stock.state_dict())
+    assert model.features[0][1].num_batches_tracked.dtype == torch.int64
+    integers = state | {"classifier.1.bias": torch.zeros(CLASSES, dtype=torch.int64)}
+    with pytest.raises(CheckpointError, match="classifier.1.bias expected float32"):
+        models.b0(num_classes=CLASSES, weights=integers)
+
+
 def without(key):
     return lambda s: {k: v for k, v in s.items() if k != key}
 

@@ -48,7 +48,7 @@ def training_step(model: Callable[[Tensor], Tensor], parameters: Sequence[Tensor
         nonlocal labels
         logits = model(x).float()
         if labels is None:
-            labels = torch.arange(len(x), device=x.device) % logits.shape[1]
+            labels = torch.arange(len(x), dtype=torch.int64, device=x.device) % logits.shape[1]
         loss = functional.cross_entropy(logits, labels)
         return list(torch.autograd.grad(loss, parameters))
 

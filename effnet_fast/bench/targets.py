@@ -113,7 +113,7 @@ def stock_model(job: Job, device: torch.device, state: dict[str, Tensor] | None 
     size = max(96, job.resolution) if member else job.resolution
     count = 8 if size < 256 else 2
     with torch.no_grad():
-        model.train()(torch.randn(count, 3, size, size, device=device))
+        model.train()(torch.randn(count, 3, size, size, dtype=torch.float32, device=device))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     return model.train(job.mode == "train")
@@ -121,6 +121,6 @@ def stock_model(job: Job, device: torch.device, state: dict[str, Tensor] | None 
 
 def images(job: Job, device: torch.device) -> Tensor:
     """The job's batch, random, fp32, the same every time."""
-    generator = torch.Generator().manual_seed(SEED)
+    generator = torch.Generator("cpu").manual_seed(SEED)
     shape = (job.batch, 3, job.resolution, job.resolution)
-    return torch.randn(shape, generator=generator).to(device)
+    return torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu").to(device)

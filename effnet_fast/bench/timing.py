@@ -94,7 +94,7 @@ def copy_bandwidth(device: torch.device, megabytes: int | None = None) -> float:
 def matmul_rate(device: torch.device, dtype: torch.dtype, size: int | None = None) -> float:
     """Floating point operations per second of a large square matrix product."""
     size = size or (8192 if device.type == "cuda" else 1024)
-    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    a, b = (torch.randn(size, size, dtype=torch.float32, device=device).to(dtype) for _ in range(2))
     times = _times(lambda: torch.mm(a, b), device)
     return 2.0 * size**3 / _fast_quartile(times)
 

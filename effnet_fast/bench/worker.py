@@ -29,7 +29,7 @@ class Worker:
         self.provider, self.device = provider, torch.device(device)
         self.clock = timing.Clock(self.device)
         self.prepared: Prepared | None = None
-        torch.zeros(1, device=self.device)
+        torch.zeros(1, dtype=torch.float32, device=self.device)
         self.memory_before = memory.used_mb(self.device)
 
     def answer(self, message: dict[str, Any]) -> dict[str, Any]:

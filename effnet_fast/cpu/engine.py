@@ -13,7 +13,7 @@ from .. import native
 from ..errors import EffnetFastError, UnsupportedBlockError
 from ..inference.network import Block, Conv, Network
 from .entry_points import NUMBER
-from .packing import Packer, huge_pages
+from .packing import LAYOUT, Packer, huge_pages
 from .units import in_units
 
 __all__ = ["Program", "compile_network"]
@@ -57,7 +57,8 @@ def compile_network(network: Network, dtype: torch.dtype) -> Program:
         records += packer.no_linear() if se is None else packer.linear(se.w2, se.b2, se.gate)
         records += packer.conv(block.project)
         records.append(int(block.residual))
-    return Program(torch.tensor(records, dtype=torch.int64), packer.buffer(), network.stem.weight.shape[1])
+    numbers = torch.tensor(records, dtype=torch.int64, device="cpu")
+    return Program(numbers, packer.buffer(), network.stem.weight.shape[1])
 
 
 class Program:
@@ -70,6 +71,10 @@ class Program:
         self._plans: dict[tuple[int, int, int, int], list[int]] = {}
         self._workspaces: list[Tensor] = []
         self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The weights' order is the same on every processor; plans, workspaces and locks are made where it runs.
+        return _restore, (LAYOUT, self._records, self._weights, self._channels)
 
     def run(self, x: Tensor) -> Tensor:
         """Logits [N, classes], pooled features [N, C] or features [N, C, H, W] (channels_last).
@@ -106,8 +111,8 @@ class Program:
         if x.requires_grad:
             x = x.detach()
         workspace_bytes, steps, *shape = self._planned(x)
-        out = torch.empty(shape)
-        times = torch.empty(steps + 1, dtype=torch.int64) if timed else None
+        out = torch.empty(shape, dtype=torch.float32, device="cpu")
+        times = torch.empty(steps + 1, dtype=torch.int64, device="cpu") if timed else None
         workspace = self._take(workspace_bytes)
         try:
             self._run(x, self._records, self._weights, workspace, out, times)
@@ -141,6 +146,23 @@ class Program:
             if self._workspaces:
                 self._workspaces.pop()
         return huge_pages(size)
+
+
+def _restore(layout: int, records: Tensor, weights: Tensor, channels: int) -> Program:
+    """A program that was pickled.
+
+    Raises:
+        EffnetFastError: it was packed in another order than this version's, or its kernels are missing here.
+    """
+    if layout != LAYOUT:
+        raise EffnetFastError(
+            f"optimize: an optimized model of another version: expected weights in layout {LAYOUT}, got {layout}; "
+            "optimize the model it was made from again"
+        )
+    available, reason = native.available("_ops")
+    if not available:
+        raise EffnetFastError(f"optimize: an optimized model of native code, which is missing here: {reason}")
+    return Program(records, huge_pages(weights.numel()).copy_(weights), channels)
 
 
 def _durations(times: Tensor) -> list[tuple[int, int]]:

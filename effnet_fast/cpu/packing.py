@@ -9,6 +9,8 @@ from .. import native
 from ..inference.network import Conv
 from .entry_points import NUMBER
 
+#: Number of the formats below, in pickled programs: to be raised with every change of them, or of ``units.py``.
+LAYOUT = 1
 #: Channels are padded with zeros to a multiple of this.
 GROUP = 16
 #: A panel of a matrix has at most this many groups of columns.
@@ -26,7 +28,7 @@ def padded(t: Tensor, size: int, dim: int = 0) -> Tensor:
 
 def huge_pages(size: int) -> Tensor:
     """Bytes in large pages where the system has them, not initialised."""
-    memory = torch.empty(size, dtype=torch.uint8)
+    memory = torch.empty(size, dtype=torch.uint8, device="cpu")
     native.ops().prefer_huge_pages(memory)
     return memory
 

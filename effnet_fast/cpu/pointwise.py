@@ -97,8 +97,10 @@ def pointwise_backward(
     z, residual_grad = (None if t is None else _nhwc(t) for t in (z, residual_grad))
     need_dx = need_dx or in_affine is not None
     dx = _new_image(x, channels) if need_dx else None
-    dweight = torch.zeros(weight.shape, dtype=torch.float32) if need_dw else None
-    sums = torch.empty(5, n, channels, dtype=torch.float32) if in_affine is not None else None
+    dweight = torch.zeros(weight.shape, dtype=torch.float32, device=x.device) if need_dw else None
+    sums = None
+    if in_affine is not None:
+        sums = torch.empty(5, n, channels, dtype=torch.float32, device=x.device)
     for images in _groups(x, max(channels, weight.shape[0])):
         here = x[images]
         row_gate = None if gate is None else gate[images]
@@ -177,8 +179,8 @@ def _nhwc(x: Tensor) -> Tensor:
 
 
 def _new_image(like: Tensor, channels: int) -> Tensor:
-    n, _, height, width = like.shape
-    return torch.empty(n, channels, height, width, dtype=like.dtype, memory_format=torch.channels_last)
+    shape = (like.shape[0], channels, *like.shape[2:])
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
 
 
 def _multiply(x: Tensor, matrix: Tensor, y: Tensor) -> None:

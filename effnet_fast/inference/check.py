@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -49,10 +50,11 @@ def expect(model: nn.Module, example: Tensor, dtype: torch.dtype, small: bool) -
     ends = example[:1] if len(example) == 1 else torch.stack([example[0], example[-1]])
     images = list(ends.split(1))
     if small:
-        generator = torch.Generator().manual_seed(len(images))
+        generator = torch.Generator("cpu").manual_seed(len(images))
         count, side = SMALL
         height, width = (min(size, side) for size in example.shape[2:])
-        noise = torch.randn(count, example.shape[1], height, width, generator=generator)
+        shape = (count, example.shape[1], height, width)
+        noise = torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
         images.append((noise * ends.float().std(correction=0) + ends.float().mean()).to(example.dtype))
     with torch.no_grad(), torch.autocast("cpu", enabled=False):
         plain = model
@@ -66,7 +68,7 @@ def expect(model: nn.Module, example: Tensor, dtype: torch.dtype, small: bool) -
         limit += 2.0 * _allowed(_run(plain, moved, torch.float32), truth, torch.float32)
         if dtype != torch.float32:
             limit += _allowed(_run(cast(plain, dtype), images, dtype), truth, dtype)
-    if not torch.tensor([largest, limit]).isfinite().all():
+    if not (math.isfinite(largest) and math.isfinite(limit)):
         raise EffnetFastError(
             f"optimize: the model's own outputs are not finite in {dtype}, so that nothing can be compared"
         )

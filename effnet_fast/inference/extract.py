@@ -99,7 +99,8 @@ def extract(model: nn.Module) -> tuple[Network, bool]:
     elif parts.pool:
         # A network's pooling follows its head; this one multiplies by one, exactly.
         channels = blocks[-1].project.weight.shape[0] if blocks else stem.weight.shape[0]
-        head = Conv(torch.eye(channels)[:, :, None, None].contiguous(), torch.zeros(channels))
+        one = torch.eye(channels, dtype=torch.float32, device="cpu")[:, :, None, None].contiguous()
+        head = Conv(one, one.new_zeros(channels))
     classifier = _classifier(parts, names)
     return Network(stem, blocks, head, classifier, parts.pool), parts.pool and parts.keep_dims
 

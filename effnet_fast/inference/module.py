@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, NoReturn, Protocol
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +12,8 @@ from torch import Tensor, nn
 from ..errors import EffnetFastError
 from ..nn.fused import tracing
 from .extract import DTYPES
+
+Model = TypeVar("Model", bound="Inference")
 
 
 class Program(Protocol):
@@ -24,6 +28,8 @@ class Inference(nn.Module):
 
     #: What an image must have; ``None``: left to the network.
     channels: int | None
+    #: What is computed in.
+    dtype: torch.dtype
 
     def forward(self, x: Tensor) -> Any:
         if tracing(x):
@@ -42,6 +48,38 @@ class Inference(nn.Module):
 
     def _infer(self, x: Tensor) -> Any:
         raise NotImplementedError
+
+    def train(self: Model, mode: bool = True) -> Model:
+        """Evaluation mode is the only one.
+
+        Raises:
+            EffnetFastError: training mode is asked for; a module that holds this one may train, this one stays.
+        """
+        if not mode:
+            return super().train(False)
+        if not _in_passing(nn.Module.train):
+            raise EffnetFastError(
+                "optimize: an optimized model only infers, it has no training mode; train the model it was made from"
+            )
+        return self
+
+    def _apply(self: Model, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Model:
+        # What ``to``, ``cuda``, ``half`` and their kind call, with what they do to a tensor.
+        probe = torch.empty(0, dtype=self.dtype, device="cpu")
+        after = fn(probe)
+        if (after.dtype, after.device) == (probe.dtype, probe.device):
+            return super()._apply(fn, recurse)
+        if not _in_passing(nn.Module._apply):
+            raise EffnetFastError(
+                f"optimize: an optimized model stays in {probe.dtype} on {probe.device}, for which it was made, got "
+                f"{after.dtype} on {after.device}; optimize the model it was made from again (dtype=), on a GPU patch it"
+            )
+        return self
+
+
+def _in_passing(method: Callable[..., Any]) -> bool:
+    """Whether the caller was called by ``nn.Module``'s ``method``: a module that holds it goes through all it holds."""
+    return sys._getframe(2).f_code is method.__code__
 
 
 def check_input(x: object, channels: int | None) -> None:
@@ -63,13 +101,15 @@ def check_input(x: object, channels: int | None) -> None:
 class OptimizedModel(Inference):
     """A whole network as one program.
 
-    It has no parameters and does not train; its weights are packed for this processor. A deep copy shares
-    the program, which never changes. ``state_dict`` and pickling are refused: save the model it was made from.
+    It has no parameters and does not train. A deep copy shares the program, which never changes; a pickle takes it
+    along. The ``state_dict`` of a module that holds it has nothing of it; one of its own is refused.
     """
 
-    def __init__(self, program: Program, channels: int, keep_dims: bool, description: str) -> None:
+    def __init__(
+        self, program: Program, dtype: torch.dtype, channels: int, keep_dims: bool, description: str
+    ) -> None:
         super().__init__()
-        self.channels = channels
+        self.channels, self.dtype = channels, dtype
         self._program, self._keep_dims, self._description = program, keep_dims, description
         self.eval()
 
@@ -82,21 +122,22 @@ class OptimizedModel(Inference):
         return self._description
 
     def __copy__(self) -> OptimizedModel:
-        return type(self)(self._program, self.channels or 0, self._keep_dims, self._description)
+        return type(self)(self._program, self.dtype, self.channels or 0, self._keep_dims, self._description)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> OptimizedModel:
         return self.__copy__()
 
-    def __reduce_ex__(self, protocol: Any) -> NoReturn:
-        raise EffnetFastError(
-            "optimize: an optimized model cannot be pickled, its weights are packed for this processor; "
-            "save the model it was made from"
-        )
+    def state_dict(self, *args: Any, destination: Any = None, **kwargs: Any) -> Any:
+        """Nothing, for a module that holds this one and gives a ``destination``.
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> NoReturn:
-        raise EffnetFastError(
-            "optimize: an optimized model has no state_dict; take that of the model it was made from"
-        )
+        Raises:
+            EffnetFastError: asked for alone; a file of nothing would look like saved weights.
+        """
+        if destination is None and not args:
+            raise EffnetFastError(
+                "optimize: an optimized model has no state_dict; take that of the model it was made from"
+            )
+        return args[0] if destination is None else destination
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise EffnetFastError(
@@ -115,16 +156,16 @@ class PatchedCopy(Inference):
     def __init__(self, model: nn.Module, dtype: torch.dtype, blocks: int) -> None:
         super().__init__()
         self.model = model.requires_grad_(False)
-        self._dtype, self._blocks = dtype, blocks
+        self.dtype, self._blocks = dtype, blocks
         self.eval()
 
     def _infer(self, x: Tensor) -> Any:
         out = torch.bfloat16 if x.dtype == torch.bfloat16 else torch.float32
         with torch.autocast("cpu", enabled=False):
-            return _convert(self.model(x.to(self._dtype, memory_format=torch.channels_last)), out)
+            return _convert(self.model(x.to(self.dtype, memory_format=torch.channels_last)), out)
 
     def extra_repr(self) -> str:
-        return f"{self._blocks} blocks patched in a network of another kind, {str(self._dtype)[6:]}"
+        return f"{self._blocks} blocks patched in a network of another kind, {str(self.dtype)[6:]}"
 
 
 def _convert(output: Any, dtype: torch.dtype) -> Any:

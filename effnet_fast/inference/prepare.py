@@ -75,7 +75,7 @@ def optimize(model: nn.Module, example: Example, *, dtype: torch.dtype | None = 
         kind = f"{type(model).__name__}, {len(network.blocks)} blocks, {str(dtype)[6:]}, {runs}"
         # The program has weights of its own: the folded ones are not needed while the check runs.
         del network
-        optimized = OptimizedModel(program, channels, keep_dims, kind)
+        optimized = OptimizedModel(program, dtype, channels, keep_dims, kind)
     check.verify(expected, optimized)
     with torch.no_grad():
         optimized(images)
@@ -92,7 +92,8 @@ def _images(model: nn.Module, example: Example) -> Tensor:
     if not ok or any(not isinstance(size, int) or size < 1 for size in example):
         raise EffnetFastError(f"optimize: example must be a tensor or a shape (N, C, H, W), got {example!r}")
     dtype = next((p.dtype for p in model.parameters() if p.dtype in DTYPES), torch.float32)
-    return torch.randn(tuple(example), generator=torch.Generator().manual_seed(0)).to(dtype)
+    generator = torch.Generator("cpu").manual_seed(0)
+    return torch.randn(tuple(example), generator=generator, dtype=torch.float32, device="cpu").to(dtype)
 
 
 def compile_network(network: Network, dtype: torch.dtype) -> Program:

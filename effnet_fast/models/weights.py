@@ -211,7 +211,8 @@ def _check_fit(own: Mapping[str, Tensor], state: State) -> None:
 
 
 def _fits(own: Tensor, given: Tensor) -> bool:
-    return own.shape == given.shape and own.is_floating_point() == given.is_floating_point()
+    # Counters of batches may have been cast with everything else, and are cast back.
+    return own.shape == given.shape and (given.is_floating_point() or not own.is_floating_point())
 
 
 def _describe(tensor: Tensor) -> str:

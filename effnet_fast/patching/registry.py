@@ -161,8 +161,17 @@ class FusedBlock(nn.Module):
         return super().forward(x)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        # Pickle finds classes by name and this one is made at run time: name the original instead.
-        return _rebuild, (self._effnet_fast_original,), self.__dict__
+        # Pickle finds classes by name and this one is made at run time: name the original instead. What else its
+        # pickle holds is the block's own affair (``__getstate__``, ``__reduce__``).
+        reduced = super().__reduce_ex__(protocol)
+        if isinstance(reduced, str):
+            return reduced
+        make, arguments, *rest = reduced
+
+        def original(value: Any) -> Any:
+            return self._effnet_fast_original if value is type(self) else value
+
+        return _rebuild, (original(make), tuple(map(original, arguments))), *rest
 
     def __prepare_scriptable__(self) -> nn.Module:
         """What ``torch.jit.script`` compiles: the original block, on the same parameters."""
@@ -201,6 +210,10 @@ def fused_class(block_class: type[nn.Module]) -> type[nn.Module]:
     return subclass
 
 
-def _rebuild(block_class: type[nn.Module]) -> nn.Module:
-    subclass = fused_class(block_class)
-    return subclass.__new__(subclass)
+def _rebuild(make: Any, arguments: tuple[Any, ...] | None = None) -> nn.Module:
+    """A patched block without its state, from how the block would be made without the patch."""
+    # Earlier versions' pickles give the class alone.
+    block: nn.Module = make.__new__(make) if arguments is None else make(*arguments)
+    if not is_patched(block):
+        block.__class__ = fused_class(type(block))
+    return block
