@@ -13,13 +13,11 @@ from pathlib import Path
 from effnet_fast.bench import results
 from effnet_fast.bench.providers import is_ours
 from effnet_fast.bench.report import Device, duels, figures, load
-from effnet_fast.bench.report.data import group, job, shape_job
+from effnet_fast.bench.report.data import busy, group, job, shape_job
 from effnet_fast.bench.stats import geometric_mean
 
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- performance: begin (benchmarks/readme.py) -->", "<!-- performance: end -->"
-#: A load average above this before a benchmark began means that others were at work.
-BUSY = 0.5
 
 
 def section(folder: Path) -> str:
@@ -42,9 +40,8 @@ def _device(folder: str, device: Device) -> str:
     dates = sorted({str(entry["date"])[:10] for entry in device.environments})
     isa = f" ({facts['isa']})" if facts["device"] == "cpu" and facts.get("isa") else ""
     lines = [f"**{device.name}**{isa}, PyTorch {facts['torch']}, measured {' and '.join(dates)}.", ""]
-    loads = [entry["load_before"] for entry in device.environments if entry.get("load_before")]
-    if facts["device"] == "cpu" and loads and max(loads) > BUSY:
-        lines += [f"Others were at work on the machine (load average up to {max(loads)}).", ""]
+    if (load_average := busy(device)) is not None:
+        lines += [f"Others were at work on the machine (load average up to {load_average}).", ""]
     models = duels(device.models, job)
     if models:
         lines += [

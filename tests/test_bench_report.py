@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
+import shlex
 import subprocess
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
@@ -13,7 +15,7 @@ from bench_rows import make_row
 
 from effnet_fast.bench import report, results
 from effnet_fast.bench.report import axis, page
-from effnet_fast.cli import main
+from effnet_fast.cli import bench, main
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -166,3 +168,59 @@ def test_gpu_script_keeps_within_nine_minutes() -> None:
     total = seconds.pop("total")
     assert sum(seconds.values()) <= total <= 540
     assert list(seconds)[:3] == ["build", "tests", "inference"]
+
+
+def _page_of(tmp_path: Path, rows: list[dict], **facts: object) -> str:
+    path = tmp_path / "rows.json"
+    results.write(
+        path, {"environment": {**results.facts("cpu"), "device_name": "A CPU", **facts}, "rows": rows}
+    )
+    return report.render(report.load([path]))
+
+
+def test_jobs_are_sorted_and_columns_are_named_and_aligned(tmp_path: Path) -> None:
+    jobs = (("b10", 1, "fp32"), ("b4", 8, "bf16"), ("b4", 8, "fp32"), ("b4", 1, "fp32"), ("b0", 16, "fp32"))
+    rows = [
+        make_row(provider, ms, model=model, batch=batch, dtype=dtype, roofline=0.5)
+        for model, batch, dtype in jobs
+        for provider, ms in (("eager", 2.0), ("effnet-fast", 1.0))
+    ]
+    text = _page_of(tmp_path, rows)
+    table = text[text.index("<h3>Summary") : text.index("</table>")]
+    found = re.findall(r'<td class="words">(b\d+), infer, batch (\d+), \d+ px, (\w+)', table)
+    assert found == [
+        *(("b0", "16", "fp32"), ("b4", "1", "fp32"), ("b4", "8", "fp32"), ("b4", "8", "bf16")),
+        ("b10", "1", "fp32"),
+    ]
+    assert "<th>ours, images/s</th><th>baseline, images/s</th>" in table
+    assert '<th class="words">fastest baseline</th>' in table and '<td class="words">eager</td>' in table
+    # Nothing is beyond the roofline, so nothing is said of it.
+    assert "More than the roofline" not in text
+
+
+def test_what_needs_a_word_gets_one_where_it_stands(tmp_path: Path) -> None:
+    rows = [
+        make_row(provider, ms * batch, batch=batch, roofline=1.07, images_per_second=rate)
+        for batch, rate in ((1, 10.0), (64, 900.0))
+        for provider, ms in (("eager", 2.0), ("effnet-fast", 1.0))
+    ]
+    quiet = _page_of(tmp_path, rows, load_before=0.1)
+    busy = _page_of(tmp_path, rows, load_before=3.2, revision="abc", matmul_tflops={"fp32": 0.5})
+    assert 'class="banner"' not in quiet and 'class="banner"' in busy and "load average of 3.2" in busy
+    assert "107 %*" in busy and "* More than the roofline" in busy
+    assert "images/s (logarithmic)" in busy
+    # 32 pixels are not what B0 is made for, so the command says them.
+    assert "effnet-fast bench b0@1,64 --mode infer --dtype fp32 --resolution 32<" in busy
+    assert "In a checkout at abc" in busy
+    # Values are words and numbers, not Python's notation.
+    assert '<td class="words">fp32 0.5</td>' in busy and "{&#x27;" not in busy
+
+
+def test_the_command_on_the_page_is_one_that_the_tools_take(tmp_path: Path) -> None:
+    rows = [make_row(provider, 1.0, batch=4, dtype="bf16") for provider in ("eager", "effnet-fast")]
+    text = _page_of(tmp_path, rows)
+    command = re.search(r"<pre[^>]*>(.*?)</pre>", text, re.DOTALL).group(1).splitlines()[0]  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser()
+    bench.add_arguments(parser)
+    arguments = parser.parse_args(shlex.split(command)[2:])
+    assert arguments.models == ["b0@4"] and arguments.dtype == ["bf16"] and arguments.mode == ["infer"]

@@ -1,44 +1,43 @@
-"""Five real photos through EfficientNet-Lite0 with its ImageNet weights, stock and patched, side by side.
+"""Five real photos through EfficientNet-Lite0 with its ImageNet weights: stock, patched and optimized, side by side.
 
-The exit code is 1 if the patched network's first choice differs on any photo, or any logit by more than 1e-4,
-or if no block ran fused, which would compare the stock network with itself.
+The exit code is 1 if one of our networks differs in its first choice on any photo, or an fp32 one in any logit by more
+than 1e-4, or if no block ran fused, which would compare the stock network with itself.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
-import statistics
-import time
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import effnet_fast
 
 from .. import images, samples
 from ..labels import imagenet_classes
-from . import options
+from . import contest, options
 from .classify import summary, top_classes
 from .output import Output
 
-HELP = "stock and patched network on real photos, side by side"
+HELP = "stock and our networks on real photos, side by side"
 
-#: Largest difference of any logit; they are of size 10, and fp32 rounding gives about 1e-5.
+#: Largest difference of any logit in fp32; they are of size 10, and rounding gives about 1e-5.
 TOLERANCE = 1e-4
 
-#: Timing stops here even if rounds remain (on a busy machine), but not before three rounds.
-TIMING_SECONDS = 15.0
+#: A bf16 network may choose another class if the stock network gives it a probability this close to its first.
+TIE = 0.02
 
-#: The stock network is timed in both memory formats: which is faster depends on the machine.
-STOCK, STOCK_LAST, PATCHED = "stock", "stock, channels_last", "patched"
+#: Characters of the longest bar.
+BAR = 24
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rounds", type=options.positive, default=25, help="rounds of timing at most (default: 25)"
+    )
+    parser.add_argument(
+        "--compile", action="store_true", help="also torch.compile, which takes a minute to start"
     )
     options.add_device(parser)
     options.add_backend(parser)
@@ -50,21 +49,26 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     paths = samples.photo_paths()
     pixels = torch.stack([images.read_image(path, images.LITE0_PRESET) for path in paths.values()])
     x = images.normalize(pixels, images.LITE0_PRESET).to(device)
-    stock = samples.lite0().to(device)
-    patched = effnet_fast.patch(copy.deepcopy(stock))
     # TF32 would make the stock network itself less exact than the tolerance. `flags` would also switch cuDNN off.
     with (
         options.backend(arguments.backend),
         torch.inference_mode(),
         torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
     ):
-        photos = _compare(list(paths), stock(x).cpu(), patched(x).cpu())
-        latency = _latency(stock, patched, x, arguments.rounds, output)
-        report = effnet_fast.report(patched)
-    worst = max(photo["max_logit_difference"] for photo in photos)
-    agree = worst <= TOLERANCE and all(photo["same_top1"] for photo in photos)
-    passed = agree and report.fused > 0
-    ratio = min(latency[STOCK], latency[STOCK_LAST]) / latency[PATCHED]
+        entered = contest.prepare(samples.lite0().to(device), x[:1], arguments.compile, output)
+        networks = entered.networks
+        shown = [name for name, network in networks.items() if network.ours or name == contest.STOCK]
+        logits = {name: networks[name].run(x).float().cpu() for name in shown}
+        photos = _compare(list(paths), logits, networks)
+        latency = contest.latency(networks, x[:1], arguments.rounds, output)
+        report = effnet_fast.report(entered.patched)
+    exact = [name for name in shown if networks[name].ours and networks[name].exact]
+    worst = max(photo["max_logit_difference"][name] for photo in photos for name in exact)
+    same = sum(all(photo["same_top1"].values()) for photo in photos)
+    passed = worst <= TOLERANCE and same == len(photos) and report.fused > 0
+    best = min((name for name in latency if networks[name].ours), key=latency.__getitem__)
+    fastest_stock = min((name for name in latency if not networks[name].ours), key=latency.__getitem__)
+    ratio = latency[fastest_stock] / latency[best]
     output.data(
         {
             "passed": passed,
@@ -74,106 +78,107 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
             "max_logit_difference": worst,
             "photos": photos,
             "latency_ms": latency,
+            "fastest": best,
+            "fastest_stock": fastest_stock,
             "speedup_over_fastest_stock": ratio,
+            "missing": entered.missing,
             "blocks": report.as_dicts(),
         }
     )
-    _show(photos, latency, ratio, device, output)
+    _show_photos(photos, shown, exact, output)
+    _show_times(latency, networks, device, output)
+    output.line(
+        f"fastest: {best}, {latency[best]:.2f} ms, {ratio:.2f} times as fast as the fastest stock network ({fastest_stock})"
+    )
+    output.line()
+    for name, reason in entered.missing.items():
+        output.line(f"not here: {name} ({reason})")
     output.line(f"patched network: {summary(report)}")
     if report.fused == 0:
         output.line("FAILED: no block ran fused, so nothing was compared; see: effnet-fast info")
     else:
         output.line(
-            f"{'passed' if passed else 'FAILED'}: same first choice on {sum(photo['same_top1'] for photo in photos)} "
-            f"of {len(photos)} photos, largest logit difference {worst:.1e} (allowed {TOLERANCE:.0e})"
+            f"{'passed' if passed else 'FAILED'}: same first choice of all networks on {same} of {len(photos)} photos, "
+            f"largest logit difference in fp32 {worst:.1e} (allowed {TOLERANCE:.0e})"
         )
     return 0 if passed else 1
 
 
-def _compare(names: list[str], stock: Tensor, patched: Tensor) -> list[dict[str, Any]]:
+def _compare(
+    names: list[str], logits: dict[str, Tensor], networks: dict[str, contest.Network]
+) -> list[dict[str, Any]]:
+    """For each photo the first choices of every network, and how far ours are from the stock network's."""
     labels = imagenet_classes()
+    stock = logits[contest.STOCK]
+    choices = {name: top_classes(values, labels, 3) for name, values in logits.items()}
+    probabilities = {name: values.double().softmax(1) for name, values in logits.items()}
     # NaN must not pass: it compares false with everything.
-    differences = (stock - patched).abs().nan_to_num(nan=float("inf")).amax(1).tolist()
-    rows = zip(
-        names, top_classes(stock, labels, 3), top_classes(patched, labels, 3), differences, strict=True
-    )
-    return [
-        {
-            "photo": name,
-            "stock": before,
-            "patched": after,
-            "same_top1": before[0]["index"] == after[0]["index"],
-            "max_logit_difference": difference,
-        }
-        for name, before, after, difference in rows
-    ]
-
-
-def _latency(
-    stock: nn.Module, patched: nn.Module, x: Tensor, rounds: int, output: Output
-) -> dict[str, float]:
-    """Median milliseconds for one photo, by name; the networks take turns, so that noise hits all alike."""
-    image = x[:1].contiguous()
-    last = image.contiguous(memory_format=torch.channels_last)
-    stock_last = copy.deepcopy(stock).to(memory_format=torch.channels_last)
-    networks: dict[str, Callable[[], Tensor]] = {
-        STOCK: lambda: stock(image),
-        STOCK_LAST: lambda: stock_last(last),
-        PATCHED: lambda: patched(last),
+    differences = {
+        name: (stock - values).abs().nan_to_num(nan=float("inf")).amax(1).tolist()
+        for name, values in logits.items()
     }
-    times: dict[str, list[float]] = {name: [] for name in networks}
-    for network in networks.values():
-        for _ in range(2):
-            network()
-    deadline = time.perf_counter() + TIMING_SECONDS
-    with output.progress("timing", rounds) as advance:
-        for done in range(rounds):
-            if done >= 3 and time.perf_counter() > deadline:
-                break
-            for name, network in networks.items():
-                times[name].append(_milliseconds(network, x.device))
-            advance()
-    return {name: statistics.median(values) for name, values in times.items()}
+    ours = [name for name in logits if name != contest.STOCK]
+    photos = []
+    for index, photo in enumerate(names):
+        first = [guess["index"] for guess in choices[contest.STOCK][index]]
+        photos.append(
+            {
+                "photo": photo,
+                "top": {name: found[index] for name, found in choices.items()},
+                # Of the stock network's first choices, whatever the others would choose.
+                "probabilities": {
+                    name: found[index, first].tolist() for name, found in probabilities.items()
+                },
+                "same_top1": {
+                    name: _agrees(choices[name][index][0]["index"], stock[index], networks[name].exact)
+                    for name in ours
+                },
+                "max_logit_difference": {name: differences[name][index] for name in ours},
+            }
+        )
+    return photos
 
 
-def _milliseconds(run: Callable[[], Tensor], device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    start = time.perf_counter()
-    run()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return (time.perf_counter() - start) * 1e3
+def _agrees(choice: int, stock: Tensor, exact: bool) -> bool:
+    if choice == int(stock.argmax()):
+        return True
+    probabilities = stock.double().softmax(0)
+    return not exact and bool(probabilities[choice] >= probabilities.max() - TIE)
 
 
-def _show(
-    photos: list[dict[str, Any]],
-    latency: dict[str, float],
-    ratio: float,
-    device: torch.device,
-    output: Output,
-) -> None:
+def _show_photos(photos: list[dict[str, Any]], shown: list[str], exact: list[str], output: Output) -> None:
     rows = []
     for photo in photos:
-        for rank, (before, after) in enumerate(zip(photo["stock"], photo["patched"], strict=True)):
-            first = rank == 0
+        for rank, guess in enumerate(photo["top"][contest.STOCK]):
+            worst = max(photo["max_logit_difference"][name] for name in exact)
+            ends = ("yes" if all(photo["same_top1"].values()) else "NO", f"{worst:.0e}")
             rows.append(
                 (
-                    photo["photo"] if first else "",
-                    *(before["label"], f"{before['probability']:.3f}"),
-                    *(after["label"], f"{after['probability']:.3f}"),
-                    ("yes" if photo["same_top1"] else "NO") if first else "",
-                    f"{photo['max_logit_difference']:.1e}" if first else "",
+                    *(photo["photo"] if rank == 0 else "", guess["label"][:22]),
+                    *(f"{photo['probabilities'][name][rank]:.3f}" for name in shown),
+                    *(ends if rank == 0 else ("", "")),
                 )
             )
-    columns = ("photo", "stock", "prob.", "patched", "prob.", "same", "logit diff")
-    output.table(columns, rows, "EfficientNet-Lite0, ImageNet classes")
-    output.line()
-    where = f"{device}, {torch.get_num_threads()} threads" if device.type == "cpu" else str(device)
+    # Whole names would not fit a terminal.
+    short = [name.removeprefix("optimize, ") for name in shown]
+    columns = ("photo", "class", *short, "same", "diff")
     output.table(
-        ("network", "median ms"),
-        [(name, f"{value:.2f}") for name, value in latency.items()],
-        f"one photo of 224 x 224, fp32, {where}",
+        columns, rows, "EfficientNet-Lite0 on ImageNet's classes, probabilities (fp32, bf16: optimized)"
     )
-    output.line(f"fastest stock / patched = {ratio:.2f}")
+    output.line()
+
+
+def _show_times(
+    latency: dict[str, float], networks: dict[str, contest.Network], device: torch.device, output: Output
+) -> None:
+    most = 1e3 / min(latency.values())
+    rows = [
+        (name, f"{value:.2f}", f"{1e3 / value:.1f}", output.bar(1e3 / value / most, BAR))
+        for name, value in latency.items()
+    ]
+    where = f"{device}, {torch.get_num_threads()} threads" if device.type == "cpu" else str(device)
+    size = images.LITE0_PRESET.crop
+    output.table(
+        ("network", "median ms", "images/s", ""), rows, f"one photo of {size} x {size} at a time, {where}"
+    )
     output.line()

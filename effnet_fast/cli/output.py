@@ -86,6 +86,15 @@ class Output:
             )
             print("  ".join(cells).rstrip())
 
+    def bar(self, share: float, width: int) -> str:
+        """A bar for a table: ``share`` of ``width`` characters, one at least; ``#`` where blocks cannot be printed."""
+        block = "\u2588"
+        try:
+            block.encode(sys.stdout.encoding or "ascii")
+        except UnicodeEncodeError:
+            block = "#"
+        return block * max(1, round(share * width))
+
     @contextmanager
     def progress(self, label: str, total: int) -> Iterator[Any]:
         """A progress bar on stderr, if that is a terminal; yields a function to call after each of ``total`` steps."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -12,6 +13,10 @@ from .. import results
 from ..providers import is_ours
 
 Row = dict[str, Any]
+#: A load average above this before a benchmark began means that others were at work.
+BUSY = 0.5
+#: The order in which precisions of one job are shown.
+WIDEST_FIRST = {"fp32": 0, "tf32": 1, "bf16": 2, "fp16": 3, "int8": 4}
 Item = TypeVar("Item")
 Key = TypeVar("Key")
 
@@ -56,7 +61,23 @@ def load(paths: Sequence[Path]) -> list[Device]:
         else:
             _replace(device.models, data["rows"], _identity)
             results.add_speedups(device.models)
+    for device in devices.values():
+        device.models.sort(key=_reading_order)
     return list(devices.values())
+
+
+def _reading_order(row: Row) -> tuple[Any, ...]:
+    """By model, then mode, batch, resolution and dtype; providers of a job stay in the order they were measured."""
+    model, mode, batch, resolution, dtype = job(row)
+    # Numbers in names count as numbers: b10 comes after b9.
+    name = [(not part.isdigit(), int(part) if part.isdigit() else part) for part in re.split(r"(\d+)", model)]
+    return name, mode, batch, resolution, WIDEST_FIRST.get(dtype, len(WIDEST_FIRST)), dtype
+
+
+def busy(device: Device) -> float | None:
+    """The highest load average before a benchmark on a CPU began, if others were at work then; else ``None``."""
+    loads = [facts.get("load_before") or 0.0 for facts in device.environments if facts.get("device") == "cpu"]
+    return max(loads) if loads and max(loads) > BUSY else None
 
 
 def _replace(rows: list[Row], fresh: list[Row], identity: Callable[[Row], tuple[Any, ...]]) -> None:

@@ -46,10 +46,10 @@ def _rules(index: int) -> str:
 
 
 CSS = (
-    ":root{color-scheme:light dark;--bg:#fff;--fg:#1c2127;--muted:#5b6570;--rule:#dfe3e8;--card:#f7f8fa;--shade:#9aa4afaa}"
+    ":root{color-scheme:light dark;--bg:#fff;--fg:#1c2127;--muted:#5b6570;--rule:#dfe3e8;--card:#f7f8fa;--shade:#9aa4afaa;--warn:#fff3cd;--warn-rule:#d9a300}"
     + _rules(0)
     + "@media (prefers-color-scheme:dark){"
-    + ":root{--bg:#14171b;--fg:#e6e9ed;--muted:#9aa4af;--rule:#2e343b;--card:#1b1f24;--shade:#000c}"
+    + ":root{--bg:#14171b;--fg:#e6e9ed;--muted:#9aa4af;--rule:#2e343b;--card:#1b1f24;--shade:#000c;--warn:#3a3000;--warn-rule:#a37f00}"
     + _rules(1)
     + "}"
     + """
@@ -67,12 +67,15 @@ h3{font-size:1.05rem;margin:32px 0 8px}
  linear-gradient(90deg,var(--shade),transparent) 0/14px 100% no-repeat,
  linear-gradient(270deg,var(--shade),transparent) 100%/14px 100% no-repeat}
 table{border-collapse:collapse;width:100%;font-size:.88rem;font-variant-numeric:tabular-nums}
-th,td{padding:6px 12px;text-align:right;white-space:nowrap;border-bottom:1px solid var(--rule)}
-th{color:var(--muted);font-weight:600}
-th:first-child,td:first-child{text-align:left}
+th,td{padding:6px 10px;text-align:right;white-space:nowrap;border-bottom:1px solid var(--rule)}
+th{color:var(--muted);font-weight:600;vertical-align:bottom;white-space:normal}
+th.words,td.words{text-align:left;vertical-align:top;white-space:normal;overflow-wrap:anywhere;min-width:7.5em}
+td.words:first-child{min-width:10em}
 tbody tr:last-child td{border-bottom:0}
-.grid{display:grid;gap:16px;grid-template-columns:repeat(auto-fill,minmax(min(100%,430px),1fr));align-items:start}
-figure{margin:0;padding:12px;background:var(--card);border:1px solid var(--rule);border-radius:8px}
+.banner{background:var(--warn);border-left:4px solid var(--warn-rule);padding:8px 12px;margin:8px 0;border-radius:4px}
+pre{margin:0;padding:10px 12px;font-size:.85rem;line-height:1.6}
+.grid{columns:430px;column-gap:16px}
+figure{margin:0 0 16px;padding:12px;background:var(--card);border:1px solid var(--rule);border-radius:8px;break-inside:avoid}
 figcaption{font-weight:600;font-size:.92rem;margin-bottom:6px}
 svg{display:block;width:100%;height:auto}
 figure ul{display:flex;flex-wrap:wrap;gap:2px 14px;margin:6px 0 0;padding:0;list-style:none;font-size:.82rem}
@@ -81,7 +84,13 @@ figure i.dashed{width:22px;height:0;border:0;border-top:2px dashed var(--fg);bor
 figure i.ours{border-radius:3px;background:var(--c)}
 text{font:13px system-ui,sans-serif;fill:var(--fg)}
 text.axis{fill:var(--muted)}
-@media (max-width:600px){text{font-size:16px}}
+@media (max-width:600px){
+ text{font-size:16px}
+ main{padding:16px 10px 48px}
+ table{font-size:.8rem}
+ th,td{padding:5px 6px}
+ td.words:first-child{min-width:8.5em}
+}
 text.value{paint-order:stroke;stroke:var(--card);stroke-width:4px}
 .p-other{--c:var(--muted)}
 .grid line,line.grid{stroke:var(--rule);stroke-width:1}
@@ -94,9 +103,5 @@ line.one{stroke:var(--muted);stroke-width:1}
 .bar{fill:var(--c)}
 b.win,b.loss{color:var(--c)}
 b.tie{color:var(--muted)}
-details{margin:8px 0}
-summary{cursor:pointer}
-.words td,.words th{text-align:left;vertical-align:top}
-.words td{white-space:normal;overflow-wrap:anywhere}
 """
 )

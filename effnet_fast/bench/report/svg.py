@@ -78,7 +78,7 @@ def lines(label: str, series: Sequence[Series], x_label: str, y_label: str) -> s
     ys = [py for s in series for _, py in s.points]
     x = Axis(xs, LEFT, WIDTH - RIGHT, log=True)
     y = Axis(ys, HEIGHT - BOTTOM, TOP, log=min(ys) > 0 and max(ys) > 8 * min(ys))
-    parts = _frame(x, y, x_label, y_label, xs)
+    parts = _frame(x, y, _axis_label(x_label, x), _axis_label(y_label, y), xs)
     for name, style, points in series:
         ordered = sorted(points)
         parts.append(_polyline([(x(px), y(py)) for px, py in ordered], f"line {style}"))
@@ -98,7 +98,7 @@ def dots(label: str, series: Sequence[Series], x_label: str, y_label: str, roof:
     if roof:
         ys += [roof.at(first), roof.at(last)]
     y = Axis(ys, HEIGHT - BOTTOM, TOP, log=True)
-    parts = _frame(x, y, x_label, y_label, x.ticks)
+    parts = _frame(x, y, _axis_label(x_label, x), _axis_label(y_label, y), x.ticks)
     for name, style, points in series:
         parts += [
             _dot(x(px), y(py), style, f"{name}: {number(py)} {y_label} at {number(px)} {x_label}")
@@ -109,6 +109,10 @@ def dots(label: str, series: Sequence[Series], x_label: str, y_label: str, roof:
         # Beneath the dots.
         parts.insert(0, _polyline([(x(px), y(roof.at(px))) for px in (first, ridge, last)], "ceiling"))
     return _svg(parts, label)
+
+
+def _axis_label(label: str, axis: Axis) -> str:
+    return f"{label} (logarithmic)" if axis.log else label
 
 
 def _dot(x: float, y: float, style: str, hint: str) -> str:
