@@ -1,18 +1,19 @@
-"""Writes the README's performance section from benchmarks/results/<device>/*.json, and the figures it shows.
+"""Writes what README.md and docs/operations.md say of speed from benchmarks/results/<device>/*.json, and the figures.
 
-python benchmarks/readme.py            # rewrite README.md and docs/figures/
-python benchmarks/readme.py --check    # exit code 1 if the section is not what the results give
+python benchmarks/readme.py            # rewrite both and docs/figures/
+python benchmarks/readme.py --check    # exit code 1 if either says anything else than the results
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from effnet_fast.bench import results
 from effnet_fast.bench.providers import is_ours
-from effnet_fast.bench.report import Device, duels, figures, load
+from effnet_fast.bench.report import Device, Duel, duels, figures, load
 from effnet_fast.bench.report.data import busy, group, job, shape_job
 from effnet_fast.bench.stats import geometric_mean
 
@@ -21,62 +22,97 @@ BEGIN, END = "<!-- performance: begin (benchmarks/readme.py) -->", "<!-- perform
 
 
 def section(folder: Path) -> str:
-    """The Markdown between the markers."""
-    devices = [(path.name, load(sorted(path.glob("*.json")))) for path in _folders(folder)]
-    parts = [_device(name, device) for name, found in devices for device in found]
-    parts = [part for part in parts if part]
-    kinds = {facts.get("device") for _, found in devices for device in found for facts in device.environments}
-    if "cuda" not in kinds:
+    """Whole models, for README.md."""
+    devices = _devices(folder)
+    parts = [_models(name, device) for name, device in devices if duels(device.models, job)]
+    if not any(facts.get("device") == "cuda" for _, device in devices for facts in device.environments):
         parts.append("Not measured on a GPU yet: nothing is claimed for one.\n")
     return "\n".join(parts)
+
+
+def operations(folder: Path) -> str:
+    """Single operations, for docs/operations.md."""
+    return "\n".join(
+        _operations(name, device) for name, device in _devices(folder) if duels(device.shapes, shape_job)
+    )
+
+
+#: file -> what stands between its markers.
+SECTIONS: dict[str, Callable[[Path], str]] = {"README.md": section, "docs/operations.md": operations}
+
+
+def _devices(results_folder: Path) -> list[tuple[str, Device]]:
+    return [
+        (path.name, device)
+        for path in _folders(results_folder)
+        for device in load(sorted(path.glob("*.json")))
+    ]
 
 
 def _folders(results_folder: Path) -> list[Path]:
     return sorted(path for path in results_folder.glob("*") if path.is_dir())
 
 
-def _device(folder: str, device: Device) -> str:
+def _conditions(device: Device) -> list[str]:
+    """The device, the software, the dates, and whether the machine was busy, in a line or two."""
     facts = device.environments[-1]
     dates = sorted({str(entry["date"])[:10] for entry in device.environments})
     isa = f" ({facts['isa']})" if facts["device"] == "cpu" and facts.get("isa") else ""
     lines = [f"**{device.name}**{isa}, PyTorch {facts['torch']}, measured {' and '.join(dates)}.", ""]
     if (load_average := busy(device)) is not None:
         lines += [f"Others were at work on the machine (load average up to {load_average}).", ""]
-    models = duels(device.models, job)
-    if models:
-        lines += [
+    return lines
+
+
+def _models(folder: str, device: Device) -> str:
+    found = duels(device.models, job)
+    return "\n".join(
+        [
+            *_conditions(device),
+            *_figure(folder, "models", "docs/figures"),
             "| model | images/s | by | fastest baseline, images/s | speed-up | over eager |",
             "|---|--:|---|--:|--:|--:|",
-        ]
-        eager = _eager(device)
-        for duel in models:
-            model, mode, batch, resolution, dtype = duel.job
-            ours, other = duel.ours, duel.baseline
-            over_eager = f"{eager[duel.job] / ours['median_ms']:.2f}x" if duel.job in eager else ""
-            lines.append(
-                f"| {model} {mode}, batch {batch}, {resolution} px, {dtype} | {ours['images_per_second']:,.1f} "
-                f"| {ours['provider']} | {other['images_per_second']:,.1f} ({other['provider']}) | {duel.speedup:.2f}x "
-                f"| {over_eager} |"
-            )
-        lines += [
+            *_rows(device, found),
             "",
-            losses([duel.speedup for duel in models]),
-            *failures(device, [d.job for d in models]),
+            losses([duel.speedup for duel in found]),
+            *failures(device, [duel.job for duel in found]),
             "",
         ]
-    shapes = _shapes(device)
-    if shapes:
-        lines += [
+    )
+
+
+def _rows(device: Device, found: list[Duel]) -> list[str]:
+    eager = _eager(device)
+    rows = []
+    for duel in found:
+        model, mode, batch, resolution, dtype = duel.job
+        ours, other = duel.ours, duel.baseline
+        over_eager = f"{eager[duel.job] / ours['median_ms']:.2f}x" if duel.job in eager else ""
+        rows.append(
+            f"| {model} {mode}, batch {batch}, {resolution} px, {dtype} | {ours['images_per_second']:,.1f} "
+            f"| {ours['provider']} | {other['images_per_second']:,.1f} ({other['provider']}) | {duel.speedup:.2f}x "
+            f"| {over_eager} |"
+        )
+    return rows
+
+
+def _operations(folder: str, device: Device) -> str:
+    return "\n".join(
+        [
+            *_conditions(device),
             "| single operations | shapes | speed-up over the fastest baseline (geometric mean) | slowest | losses |",
             "|---|--:|--:|--:|--:|",
-            *shapes,
+            *_shapes(device),
             "",
+            *_figure(folder, "shapes", "figures"),
         ]
-    for name in ("models", "shapes"):
-        path = ROOT / "docs" / "figures" / folder / f"{name}.png"
-        if path.exists():
-            lines += [f"![{name}](docs/figures/{folder}/{name}.png)", ""]
-    return "\n".join(lines) if models or shapes else ""
+    )
+
+
+def _figure(folder: str, name: str, figures_from_here: str) -> list[str]:
+    if not (ROOT / "docs" / "figures" / folder / f"{name}.png").exists():
+        return []
+    return [f"![{name}]({figures_from_here}/{folder}/{name}.png)", ""]
 
 
 def failures(device: Device, jobs: list[tuple[object, ...]]) -> list[str]:
@@ -122,7 +158,7 @@ def replaced(text: str, body: str) -> str:
     before, found, rest = text.partition(BEGIN)
     _, closed, after = rest.partition(END)
     if not found or not closed:
-        raise SystemExit(f"README.md lacks the lines {BEGIN!r} and {END!r}")
+        raise SystemExit(f"the file lacks the lines {BEGIN!r} and {END!r}")
     return f"{before}{BEGIN}\n\n{body}\n{END}{after}"
 
 
@@ -134,16 +170,17 @@ def main() -> int:
     arguments = parser.parse_args()
     folder = ROOT / "benchmarks" / "results"
     if not arguments.check:
-        for path in _folders(folder):
-            for device in load(sorted(path.glob("*.json"))):
-                figures.save(device, ROOT / "docs" / "figures" / path.name)
-    readme = ROOT / "README.md"
-    text = readme.read_text()
-    wanted = replaced(text, section(folder))
-    if arguments.check:
-        return int(wanted != text)
-    readme.write_text(wanted)
-    return 0
+        for name, device in _devices(folder):
+            figures.save(device, ROOT / "docs" / "figures" / name)
+    stale = 0
+    for name, make in SECTIONS.items():
+        path = ROOT / name
+        text = path.read_text()
+        wanted = replaced(text, make(folder))
+        stale += wanted != text
+        if not arguments.check:
+            path.write_text(wanted)
+    return int(arguments.check and stale > 0)
 
 
 if __name__ == "__main__":

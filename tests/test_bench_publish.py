@@ -130,6 +130,26 @@ def test_the_section_names_baselines_that_failed(
     )
 
 
+def test_single_operations_are_said_in_docs_and_their_losses_counted(
+    scripts: SimpleNamespace, tmp_path: Path
+) -> None:
+    folder = tmp_path / "results" / "cpu"
+    folder.mkdir(parents=True)
+    facts = {**results.facts("cpu"), "device_name": "Some CPU", "date": "2031-05-06T00:00:00", "threads": 2}
+    common = {"op": "depthwise", "mode": "infer", "batch": 4, "dtype": "fp32"}
+    times = {"a": (2.0, 1.0), "b": (1.0, 2.0), "c": (4.0, 1.0)}
+    rows = [
+        {**common, "shape": shape, "provider": provider, "median_ms": ms}
+        for shape, both in times.items()
+        for provider, ms in zip(("eager", "effnet-fast-cpu"), both, strict=True)
+    ]
+    data = {"environment": facts, "benchmarks": [{"extra_info": row} for row in rows]}
+    (folder / "2031-05-06-shapes.json").write_text(json.dumps(data))
+    text = scripts.readme.operations(tmp_path / "results")
+    assert "| depthwise infer, batch 4, fp32 | 3 | 1.59x | 0.50x | 1 |" in text
+    assert "depthwise" not in scripts.readme.section(tmp_path / "results")
+
+
 def test_a_gpu_is_mentioned_only_with_its_results(scripts: SimpleNamespace, tmp_path: Path) -> None:
     assert "nothing is claimed for" in scripts.readme.section(tmp_path / "none")
     folder = tmp_path / "results" / "gpu"
@@ -147,7 +167,7 @@ def test_replacing_needs_the_markers(scripts: SimpleNamespace) -> None:
         readme.replaced("nothing", "new")
 
 
-def test_readme_says_what_the_results_say() -> None:
+def test_readme_and_docs_say_what_the_results_say() -> None:
     run = subprocess.run(
         [sys.executable, ROOT / "benchmarks" / "readme.py", "--check"], capture_output=True, text=True
     )
