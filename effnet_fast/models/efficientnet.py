@@ -7,12 +7,13 @@ State dicts, parameter order, initialization from a seed, dropout and stochastic
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Protocol, TypedDict
 
 import torch
 import torch.fx
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from ..errors import EffnetFastError
 from ..nn.mbconv import ConvNormAct, MBConv, NormLayer, check_probability
@@ -197,7 +198,35 @@ def efficientnet(
     )
 
 
-def _builder(name: str) -> Callable[..., EfficientNet]:
+class Builder(Protocol):
+    """What :func:`b0` to :func:`b7` take; a variant's own dropout is its default."""
+
+    def __call__(
+        self,
+        *,
+        weights: Weights = None,
+        progress: bool = True,
+        num_classes: int | None = None,
+        dropout: float = ...,
+        stochastic_depth_prob: float = 0.2,
+        norm_layer: NormLayer | None = None,
+        recompute_expand: bool = False,
+    ) -> EfficientNet: ...
+
+
+class BuilderOptions(TypedDict, total=False):
+    """The same arguments, for :func:`create`."""
+
+    weights: Weights
+    progress: bool
+    num_classes: int | None
+    dropout: float
+    stochastic_depth_prob: float
+    norm_layer: NormLayer | None
+    recompute_expand: bool
+
+
+def _builder(name: str) -> Builder:
     variant = VARIANTS[name]
 
     def build(
@@ -236,10 +265,11 @@ _BUILDERS = {name: _builder(name) for name in VARIANTS}
 b0, b1, b2, b3, b4, b5, b6, b7 = _BUILDERS.values()
 
 
-def create(name: str, **kwargs: Any) -> EfficientNet:
+def create(name: str, **kwargs: Unpack[BuilderOptions]) -> EfficientNet:
     """``create("b3", ...)`` is ``b3(...)``; ``"efficientnet_b3"`` works too.
 
     Raises:
         UnknownModelError: a name that is not in ``list_models()``; the message gives the closest ones.
+        TypeError: an argument that the builders do not have.
     """
     return _BUILDERS[canonical_name(name)](**kwargs)

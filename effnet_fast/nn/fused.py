@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .. import dispatch
 from ..errors import BackendError, UnsupportedBlockError
-from ..ops.declare import autocast_enabled
+from ..ops.declare import autocast_enabled, constant_result
 from ..ops.mbconv import check_input, run_mbconv
 from ..ops.mbconv_kernels import BatchNorm, Settings, Weights
 from ..types import Running, accumulation_dtype
@@ -73,7 +73,7 @@ def _parameters(parts: MBConvParts) -> list[Tensor]:
     return [t for m in modules for t in (m.weight, m.bias) if t is not None]  # type: ignore[misc]
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant_result
 def backends_of(
     device: torch.device, dtype: torch.dtype, training: bool, statistics: bool, kernel: int, stride: int
 ) -> tuple[str, str]:
@@ -94,7 +94,7 @@ def choices_of(
 ) -> tuple[str, str]:
     """(backends, "") that would run these ops, or ("", reason)."""
     try:
-        choices = [dispatch.choose(op, device, dtype, **extra) for op, extra in wanted]
+        choices = [dispatch.choose_for_modules(op, device, dtype, **extra) for op, extra in wanted]
     except BackendError as error:
         if dispatch.chosen_by_user():
             raise

@@ -8,6 +8,7 @@ from torch import Tensor
 from ..errors import UnsupportedBlockError
 from ..ops.conv_bn_act import run_conv_bn_act
 from ..ops.conv_bn_act_kernels import Layer
+from ..ops.declare import constant_result
 from ..types import accumulation_dtype
 from . import fused
 from .parts import ConvLayerParts
@@ -37,7 +38,7 @@ def plan(parts: ConvLayerParts, device: torch.device, dtype: torch.dtype, traini
     return names
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant_result
 def _backends_of(
     device: torch.device, dtype: torch.dtype, training: bool, statistics: bool, pointwise: bool
 ) -> tuple[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +16,18 @@ from ..types import Running
 
 #: Tensors that nobody watches: of a subclass (fake, functional, distributed tensors) the dispatcher has to know.
 _PLAIN = frozenset((Tensor, torch.nn.Parameter))
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def constant_result(function: Function) -> Function:
+    """``torch.compiler.assume_constant_result``: compiled programs keep what ``function`` answered while they were traced.
+
+    That decorator imports the whole of ``torch._dynamo``, more than a second which only ``torch.compile`` needs; its
+    mark is all that tracing looks for.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
 
 
 def autocast_enabled(device_type: str) -> bool:
