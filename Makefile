@@ -12,12 +12,15 @@ LIB := effnet_fast/lib
 # Installing skips the native build: it is a target of its own, with its own dependencies.
 INSTALL := PYTHONWARNINGS=ignore EFFNET_FAST_SKIP_BUILD=1 $(PIP) install --quiet --no-build-isolation
 
-# The demo must not need nvcc: CUDA kernels are compiled for it only where an NVIDIA driver is visible.
+# The demo's build is for this machine: CUDA kernels, and the nvcc of .dev, only where an NVIDIA driver is visible.
 ifeq ($(wildcard /proc/driver/nvidia/version /dev/nvidiactl /dev/dxg),)
-DEMO_BUILD := $(LIB)/.built-host
+DEMO_NEEDS := $(VENV)/.demo
+DEMO_BUILD := EFFNET_FAST_SKIP_CUDA=1
 else
-DEMO_BUILD := $(LIB)/.built-all
+DEMO_NEEDS := $(VENV)/.dev
 endif
+# Building and testing are for every machine: all CUDA architectures, unless some are named.
+EFFNET_FAST_CUDA_ARCHS ?= all
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test fuzz lint format build bench publish gpu clean
@@ -64,20 +67,20 @@ setup: $(VENV)/.dev
 
 # --- native code ---
 
-$(LIB)/.built-host: $(NATIVE_SOURCES) | $(VENV)/.demo
-	@echo "no NVIDIA driver on this machine: building the CPU kernels only"
-	EFFNET_FAST_SKIP_CUDA=1 EFFNET_FAST_FORCE_BUILD=1 $(BIN)/python setup.py --quiet build_ext --inplace
+$(LIB)/.built-host: $(NATIVE_SOURCES) | $(DEMO_NEEDS)
+	$(DEMO_BUILD) EFFNET_FAST_FORCE_BUILD=1 $(BIN)/python setup.py --quiet build_ext --inplace
 	@touch $@
 
 $(LIB)/.built-all: $(NATIVE_SOURCES) | $(VENV)/.dev
-	EFFNET_FAST_WERROR=1 EFFNET_FAST_FORCE_BUILD=1 $(BIN)/python setup.py --quiet build_ext --inplace
+	EFFNET_FAST_CUDA=1 EFFNET_FAST_CUDA_ARCHS="$(EFFNET_FAST_CUDA_ARCHS)" EFFNET_FAST_WERROR=1 EFFNET_FAST_FORCE_BUILD=1 \
+	  $(BIN)/python setup.py --quiet build_ext --inplace
 	@touch $@ $(LIB)/.built-host
 
 build: $(LIB)/.built-all
 
 # --- what it is for ---
 
-demo: $(VENV)/.demo $(DEMO_BUILD)
+demo: $(VENV)/.demo $(LIB)/.built-host
 	$(BIN)/effnet-fast demo
 
 lint: $(VENV)/.dev

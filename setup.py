@@ -49,7 +49,10 @@ class BuildNative(build_ext):
 
     def run(self) -> None:
         in_place = self.inplace or self.editable_mode
-        native_build((ROOT if in_place else Path(self.build_lib)) / "effnet_fast" / "lib")
+        out = (ROOT if in_place else Path(self.build_lib)) / "effnet_fast" / "lib"
+        if not in_place:
+            shutil.rmtree(out, ignore_errors=True)  # an earlier build's library must not enter this wheel
+        native_build(out)
 
     def get_outputs(self) -> list[str]:
         return []
@@ -62,10 +65,14 @@ class BuildPython(build_py):
     """Adds the sources to the package, for ``effnet-fast build`` on the user's machine."""
 
     def run(self) -> None:
+        package = Path(self.build_lib) / "effnet_fast"
+        if not self.editable_mode:
+            shutil.rmtree(
+                package, ignore_errors=True
+            )  # an earlier build may have left files that are gone since
         super().run()
         if self.editable_mode:
             return
-        package = Path(self.build_lib) / "effnet_fast"
         for file in native.source_files(ROOT):
             target = package / "sources" / file.relative_to(ROOT)
             target.parent.mkdir(parents=True, exist_ok=True)

@@ -163,7 +163,8 @@ def tools() -> dict[str, Any]:
         try:
             found[name] = find()
         except build.MissingTool as error:
-            found[name] = f"missing: {error.reason}"
+            unwanted = build.unwanted("_cuda") if name == "nvcc" else None
+            found[name] = f"not needed: {unwanted.reason}" if unwanted else f"missing: {error.reason}"
     return found
 
 
@@ -195,16 +196,17 @@ def devices() -> dict[str, Any]:
 def missing(report: dict[str, Any]) -> list[dict[str, str]]:
     """What could be there and is not, each with the reason and the command that adds it.
 
-    A missing CUDA library is listed only where torch is a CUDA build: elsewhere nothing could use it.
+    What only a GPU could use is listed only where there is a driver for one, or where it was asked for.
     """
     wanted = []
     for product, what in (("_ops", "CPU kernels"), ("_cuda", "CUDA kernels"), ("_C", "host helpers")):
         state = report["native"][product]
-        if not state["loaded"] and (product != "_cuda" or torch.version.cuda is not None):
+        if not state["loaded"] and build.unwanted(product) is None:
             obstacle = build.diagnose(product)
             commands = ([obstacle.fix] if obstacle else []) + ([state["fix"]] if state["fix"] else [])
             wanted.append({"what": what, "reason": state["reason"], "command": " && ".join(commands)})
-    if torch.version.cuda is not None and importlib.util.find_spec("triton") is None:
+    gpu = build.unwanted("_cuda") is None and torch.version.cuda is not None
+    if gpu and importlib.util.find_spec("triton") is None:
         wanted.append(
             {"what": "Triton kernels", "reason": "triton is not installed", "command": "pip install triton"}
         )

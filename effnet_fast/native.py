@@ -24,8 +24,7 @@ import torch
 from . import build
 
 NAMESPACE = "effnet_fast_native"
-#: Builds what can be built, and says which command adds the tools that are missing.
-REBUILD = "effnet-fast build"
+DISABLED = "EFFNET_FAST_DISABLE_NATIVE"
 #: Instruction sets of the CPU kernels, by number for the entry point ``cpu_isa`` and by name for EFFNET_FAST_CPU_ISA.
 ISAS = ("baseline", "avx2", "avx512", "avx512bf16", "amx")
 
@@ -104,49 +103,49 @@ def _status(product: str) -> Status:
         raise ValueError(
             f"native.status: product must be one of {', '.join(build.PRODUCTS)}, got {product!r}"
         )
-    if build.is_set("EFFNET_FAST_DISABLE_NATIVE"):
-        return _refused("EFFNET_FAST_DISABLE_NATIVE is set")
+    if build.is_set(DISABLED):
+        return _refused(f"{DISABLED} is set")
     if product == "_cuda" and torch.version.cuda is None:
         return _refused(f"torch {torch.__version__} is built without CUDA")
     if product == "_cuda" and not _status("_ops").loaded:
         return _refused(f"_ops is missing: {_status('_ops').reason}", _status("_ops").fix)
-    found = _find(product)
+    found = find(product)
     if not found.path:
         return found
     try:
         _load(product, found.path)
     except (ImportError, OSError, RuntimeError) as error:
         first = (str(error).splitlines() or [type(error).__name__])[0]
-        return _refused(f"cannot load {found.path}: {first}", REBUILD, found.path)
+        return _refused(f"cannot load {found.path}: {first}", build.COMMAND, found.path)
     return found._replace(loaded=True)
 
 
-def _find(product: str) -> Status:
+def find(product: str) -> Status:
     """Where the product is, as a status that is not loaded yet."""
     root = build.source_root()
     wanted = build.source_hash(root, product) if root else None
-    folders = [build.LIBRARY_FOLDER]
-    if root is not None:
-        folders.append(build.output_folders(root)[0])
     refused: Status | None = None
-    for folder in dict.fromkeys(folders):
+    left_out: str | None = None
+    for folder in build.library_folders(root):
         manifest = build.read_manifest(folder)
         entry, missing = manifest["products"].get(product), manifest["missing"].get(product)
-        if missing and refused is None:
-            refused = _refused(str(missing["reason"]), REBUILD)
+        if missing and left_out is None:
+            left_out = str(missing["reason"])
         if entry is None:
             continue
         path = folder / str(entry["file"])
         if not path.is_file():
-            refused = refused or _refused(f"{path} is listed in {build.MANIFEST} but not there", REBUILD)
+            refused = refused or _refused(
+                f"{path} is listed in {build.MANIFEST} but not there", build.COMMAND
+            )
         elif wanted not in (None, entry["sources"]) and not build.is_set("EFFNET_FAST_ALLOW_STALE"):
             was = entry["sources"]
             reason = f"{path.name} was built from other sources ({was}, now {wanted})"
-            refused = refused or _refused(reason, REBUILD)
+            refused = refused or _refused(reason, build.COMMAND)
         else:
             facts = {key: value for key, value in entry.items() if key not in ("file", "sources")}
             return Status(False, path, "", "", facts)
-    return refused or _refused("not built", REBUILD)
+    return refused or _refused(*build.why_missing(product, left_out or ""))
 
 
 def _load(product: str, path: Path) -> None:

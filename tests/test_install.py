@@ -3,64 +3,24 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import subprocess
 import sys
 import sysconfig
 import zipfile
 from pathlib import Path
 
 import pytest
+from environments import ISOLATED, ROOT, SITE_PACKAGES, copy_sources, make_environment, run
 
 from effnet_fast import build, environment, native
-from effnet_fast.build import driver, toolchain
-
-ROOT = Path(__file__).resolve().parent.parent
-SITE_PACKAGES = Path(sysconfig.get_path("purelib"))
-#: What pip's isolated build environment holds, and pip itself.
-ISOLATED = ("pip", "setuptools", "_distutils_hack")
-
-
-def run(command: list[str | Path], cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    environ = {k: v for k, v in os.environ.items() if not k.startswith(("EFFNET_FAST_", "PYTHONPATH"))}
-    return subprocess.run(
-        command,
-        cwd=cwd,
-        env={**environ, **variables},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=900,
-    )
-
-
-def make_environment(folder: Path, links: tuple[str, ...]) -> Path:
-    """A virtual environment with some packages of this one, linked: no network. Returns its Python."""
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
-    python = folder / "bin" / "python"
-    site = Path(
-        run([python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], folder).stdout.strip()
-    )
-    # The metadata folders come along: setuptools finds its own commands through their entry points.
-    for path in (found for name in links for found in SITE_PACKAGES.glob(f"{name}*")):
-        if path.name in links or path.suffix == ".dist-info":
-            (site / path.name).symlink_to(path)
-    return python
+from effnet_fast.build import driver
 
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the sources, without anything built."""
-    target = tmp_path_factory.mktemp("checkout") / "effnet_fast_sources"
-    ignore = shutil.ignore_patterns("__pycache__", "lib", "*.egg-info")
-    for folder in ("effnet_fast", "kernels", "csrc", "cmake"):
-        shutil.copytree(ROOT / folder, target / folder, ignore=ignore)
-    for file in ("CMakeLists.txt", "setup.py", "pyproject.toml", "MANIFEST.in", "LICENSE", "README.md"):
-        if (ROOT / file).exists():
-            shutil.copyfile(ROOT / file, target / file)
-    return target
+    return copy_sources(tmp_path_factory.mktemp("checkout") / "effnet_fast_sources")
 
 
 @pytest.fixture(scope="module")
@@ -121,9 +81,42 @@ def test_installed_without_native_code_says_what_is_missing(installed: Path, tmp
     assert done.returncode == 0, done.stderr
     answer, path = done.stdout.splitlines()
     assert "site-packages" in path
-    assert answer.startswith(
-        "(False, 'torch is not importable in the build environment; to add it: effnet-fast build"
-    )
+    # What was in the way while installing, torch, is there now.
+    assert answer == "(False, 'not built yet, every tool is here; to add it: effnet-fast build')"
+
+
+def test_nothing_stale_enters_a_wheel(checkout: Path, tmp_path: Path) -> None:
+    """What an earlier build left in build/ stays out, where libraries are built (here: fail to) as where none are."""
+    root = tmp_path / "root"
+    shutil.copytree(checkout, root)
+    platform_folder = f"lib.{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
+    for folder in ("lib", platform_folder):
+        stale = root / "build" / folder / "effnet_fast" / "lib" / "_cuda.so"
+        stale.parent.mkdir(parents=True)
+        stale.touch()
+        (stale.parent.parent / "gone.py").touch()
+    for compiler, tag in (
+        ("/bin/false", sysconfig.get_platform().replace("-", "_")),
+        ("/nonexistent", "any"),
+    ):
+        pip = [
+            sys.executable,
+            "-m",
+            "pip",
+            "wheel",
+            "-q",
+            "--no-build-isolation",
+            "--no-deps",
+            "-w",
+            tmp_path,
+            root,
+        ]
+        done = run(pip, tmp_path, CXX=compiler, EFFNET_FAST_SKIP_CUDA="1")
+        assert done.returncode == 0, done.stdout + done.stderr
+        (wheel,) = tmp_path.glob(f"*{tag}.whl")
+        names = zipfile.ZipFile(wheel).namelist()
+        assert "effnet_fast/lib/build.json" in names
+        assert not [name for name in names if name.endswith((".so", "gone.py"))]
 
 
 def test_build_later_into_the_cache(installed: Path, tmp_path: Path) -> None:
@@ -144,33 +137,6 @@ def test_build_later_into_the_cache(installed: Path, tmp_path: Path) -> None:
     assert (value, version) == ("9.0", build.version())
 
 
-def test_kernels_is_not_importable_from_the_repository_root(tmp_path: Path) -> None:
-    done = run([sys.executable, "-c", "import kernels"], ROOT)
-    assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith("ImportError: this folder is effnet_fast.kernels")
-    assert run([sys.executable, "-c", "import effnet_fast.kernels"], tmp_path).returncode == 0
-
-
-def test_import_does_not_touch_cuda(tmp_path: Path) -> None:
-    """Neither initialisation nor a device query: both end in one of these functions."""
-    code = """
-import os, torch
-def refuse(*args, **kwargs):
-    raise AssertionError("import touched CUDA")
-torch._C._cuda_init = torch._C._cuda_getDeviceCount = torch.cuda.is_available = torch.cuda.device_count = refuse
-import effnet_fast, effnet_fast.kernels
-from effnet_fast import build, native
-for product in build.PRODUCTS:
-    native.status(product)
-effnet_fast.backends("cpu")
-assert not torch.cuda.is_initialized()
-opened = [os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if os.path.islink(f"/proc/self/fd/{fd}")]
-assert not [path for path in opened if path.startswith("/dev/nvidia")], opened
-"""
-    done = run([sys.executable, "-c", code], tmp_path)
-    assert done.returncode == 0, done.stderr
-
-
 def test_native_libraries_load() -> None:
     """What `make build` made for this checkout is there and fits the sources."""
     for product in build.PRODUCTS:
@@ -185,14 +151,13 @@ def test_library_of_other_sources_is_refused(tmp_path: Path, monkeypatch: pytest
     (tmp_path / "_ops.so").write_bytes(b"never opened")
     entry = {"file": "_ops.so", "sources": "0123456789ab"}
     (tmp_path / build.MANIFEST).write_text(json.dumps({"products": {"_ops": entry}, "missing": {}}))
-    monkeypatch.setattr(build, "LIBRARY_FOLDER", tmp_path)
-    monkeypatch.setattr(build, "output_folders", lambda root: (tmp_path, tmp_path))
-    state = native._find("_ops")
+    monkeypatch.setattr(build, "library_folders", lambda root: [tmp_path])
+    state = native.find("_ops")
     assert state.path is None
     assert state.reason.startswith("_ops.so was built from other sources (0123456789ab, now ")
     assert state.fix == "effnet-fast build"
     monkeypatch.setenv("EFFNET_FAST_ALLOW_STALE", "1")
-    assert native._find("_ops").path == tmp_path / "_ops.so"
+    assert native.find("_ops").path == tmp_path / "_ops.so"
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"products": 1}', "not json"])
@@ -231,71 +196,6 @@ def test_skipping(checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     manifest = build.build(checkout, tmp_path / "out", tmp_path / "work")
     assert manifest["products"] == {}
     assert {entry["reason"] for entry in manifest["missing"].values()} == {"EFFNET_FAST_SKIP_BUILD is set"}
-
-
-def fake_nvcc(folder: Path, version: str) -> Path:
-    """A script that answers like nvcc; the toolkit around it holds the runtime library of its version."""
-    (folder / "bin").mkdir(parents=True)
-    (folder / "lib64").mkdir()
-    (folder / "lib64" / f"libcudart.so.{version.split('.')[0]}").touch()
-    script = folder / "bin" / "nvcc"
-    script.write_text(
-        "#!/bin/sh\n"
-        'case "$1" in\n'
-        f'  --version) echo "Cuda compilation tools, release {version}, V{version}.1" ;;\n'
-        "  --list-gpu-arch) echo compute_75 compute_80 compute_90 ;;\n"
-        f"  --dryrun) echo '#$ TOP={folder}' >&2; echo '#$ INCLUDES=\"-I{folder}/include\"' >&2 ;;\n"
-        "esac\n"
-    )
-    script.chmod(0o755)
-    return script
-
-
-def test_nvcc_of_another_cuda_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    torch = toolchain.Torch(tmp_path / "torch", "2.15.0+cu132", "13.2")
-    old, new = fake_nvcc(tmp_path / "old", "12.8"), fake_nvcc(tmp_path / "new", "13.0")
-    monkeypatch.setattr(toolchain, "_nvcc_candidates", lambda: [old, new])
-    found = toolchain.find_nvcc(torch)
-    assert (found.path, found.version) == (new, "13.0")
-    assert found.include == (tmp_path / "new" / "include",)
-    assert found.runtime == tmp_path / "new" / "lib64" / "libcudart.so.13"
-    monkeypatch.setattr(toolchain, "_nvcc_candidates", lambda: [old])
-    with pytest.raises(
-        toolchain.MissingTool, match=r"no nvcc for torch's CUDA 13.2: .* is CUDA 12.8"
-    ) as caught:
-        toolchain.find_nvcc(torch)
-    assert caught.value.fix == "pip install 'cuda-toolkit[nvcc,cudart,cccl]==13.2.*'"
-    with pytest.raises(toolchain.MissingTool, match="built without CUDA"):
-        toolchain.find_nvcc(toolchain.Torch(tmp_path, "2.15.0+cpu", None))
-
-
-@pytest.mark.parametrize(
-    ("text", "archs"),
-    [
-        ("", ("75", "80", "90")),  # the default, as far as this nvcc goes
-        ("80;90", ("80", "90")),
-        ("8.0 9.0a+PTX", ("80", "90a")),
-        ("sm_75,75", ("75",)),
-    ],
-)
-def test_architectures(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, archs: tuple[str, ...]
-) -> None:
-    nvcc = toolchain.Nvcc(fake_nvcc(tmp_path / "cuda", "13.0"), "13.0", (), tmp_path)
-    monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
-    monkeypatch.setenv("EFFNET_FAST_CUDA_ARCHS", text)
-    assert toolchain.cuda_archs(nvcc) == archs
-    monkeypatch.delenv("EFFNET_FAST_CUDA_ARCHS")
-    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", text)
-    assert toolchain.cuda_archs(nvcc) == archs
-
-
-@pytest.mark.parametrize("text", ["Hopper", "99", "9", "80;x"])
-def test_unknown_architecture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
-    nvcc = toolchain.Nvcc(fake_nvcc(tmp_path / "cuda", "13.0"), "13.0", (), tmp_path)
-    monkeypatch.setenv("EFFNET_FAST_CUDA_ARCHS", text)
-    with pytest.raises(toolchain.MissingTool, match=r"EFFNET_FAST_CUDA_ARCHS: nvcc 13.0 has no architecture"):
-        toolchain.cuda_archs(nvcc)
 
 
 def test_environment_report_is_plain_data() -> None:

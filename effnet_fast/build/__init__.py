@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Sequence
+from typing import Any
 
 from .driver import (
     LIBRARY_FOLDER,
@@ -19,17 +20,22 @@ from .driver import (
     cache_folder,
     cache_root,
     configuration,
+    installed_packages,
+    library_folders,
     output_folders,
     read_manifest,
     source_files,
     source_hash,
     source_root,
+    unwanted,
     version,
     work_folder,
 )
-from .toolchain import MissingTool, is_set
+from .gpu import driver_present
+from .toolchain import MissingTool, is_set, merged
 
 __all__ = [
+    "COMMAND",
     "LIBRARY_FOLDER",
     "MANIFEST",
     "PRODUCTS",
@@ -40,7 +46,10 @@ __all__ = [
     "cache_folder",
     "cache_root",
     "diagnose",
+    "driver_present",
+    "installed_packages",
     "is_set",
+    "library_folders",
     "main",
     "output_folders",
     "read_manifest",
@@ -48,9 +57,14 @@ __all__ = [
     "source_files",
     "source_hash",
     "source_root",
+    "unwanted",
     "version",
+    "why_missing",
     "work_folder",
 ]
+
+#: Builds what can be built, and says which command adds the tools that are missing.
+COMMAND = "effnet-fast build"
 
 
 def diagnose(product: str) -> MissingTool | None:
@@ -58,6 +72,9 @@ def diagnose(product: str) -> MissingTool | None:
     root = source_root()
     if root is None:
         return MissingTool("the sources are not installed", "pip install --force-reinstall effnet-fast")
+    skipped = unwanted(product)
+    if skipped is not None:
+        return skipped
     try:
         configuration(product, root)
     except MissingTool as missing:
@@ -65,45 +82,89 @@ def diagnose(product: str) -> MissingTool | None:
     return None
 
 
+def why_missing(product: str, recorded: str) -> tuple[str, str]:
+    """Why a product that was left out is missing now, and the command that adds it.
+
+    Args:
+        recorded: the reason of that time, which stays true where a compiler failed; a tool may be here since.
+    """
+    skipped = unwanted(product)
+    if skipped is not None:
+        return f"not built: {skipped.reason}", skipped.fix or COMMAND
+    if recorded.startswith("build failed"):
+        return recorded, COMMAND
+    obstacle = diagnose(product)
+    return f"not built: {obstacle.reason}" if obstacle else "not built yet, every tool is here", COMMAND
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``effnet-fast build``."""
     parser.add_argument(
         "products", nargs="*", metavar="PRODUCT", help=f"what to build (all): {' '.join(PRODUCTS)}"
     )
-    parser.add_argument("--archs", help="CUDA architectures, such as '80;90' (EFFNET_FAST_CUDA_ARCHS)")
+    parser.add_argument(
+        "--cuda",
+        action=argparse.BooleanOptionalAction,
+        help="build CUDA kernels or not (default: where there is an NVIDIA driver)",
+    )
+    parser.add_argument(
+        "--archs",
+        help="CUDA architectures: '80;90', or all (default: those of the GPUs here, else all)",
+    )
     parser.add_argument("--jobs", type=int, help="parallel compiler processes (MAX_JOBS)")
     parser.add_argument("--verbose", action="store_true", help="show the compilers' output")
 
 
-def run(arguments: argparse.Namespace) -> int:
-    """``effnet-fast build``: 0 when all that was asked for is built, 1 when a part is missing, 2 for bad input."""
-    unknown = [name for name in arguments.products if name not in PRODUCTS]
-    if unknown:
-        print(f"effnet-fast build: unknown product {unknown[0]!r}, expected {', '.join(PRODUCTS)}")
-        return 2
+def _obey(arguments: argparse.Namespace) -> None:
+    """Options become the variables that installing reads too."""
     if arguments.archs:
         os.environ["EFFNET_FAST_CUDA_ARCHS"] = arguments.archs
     if arguments.jobs:
         os.environ["MAX_JOBS"] = str(arguments.jobs)
+    if arguments.cuda is None and "_cuda" in arguments.products:
+        arguments.cuda = True
+    if arguments.cuda is not None:
+        os.environ["EFFNET_FAST_CUDA"] = str(int(arguments.cuda))
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """``effnet-fast build``: 0 when all that is wanted here is built, 1 when a part is missing, 2 for bad input."""
+    unknown = [name for name in arguments.products if name not in PRODUCTS]
+    if unknown:
+        print(f"effnet-fast build: unknown product {unknown[0]!r}, expected {', '.join(PRODUCTS)}")
+        return 2
+    _obey(arguments)
     products = tuple(arguments.products) or PRODUCTS
     root = source_root()
     if root is None:
         print("effnet-fast build: the sources are not installed; pip install --force-reinstall effnet-fast")
         return 1
     out, work = output_folders(root)
-    print(f"building {', '.join(products)} from {root} into {out}", flush=True)
+    wanted = [product for product in products if unwanted(product) is None]
+    print(f"building {', '.join(wanted) or 'nothing'} from {root} into {out}", flush=True)
+    obstacles = [missing for product in wanted if (missing := diagnose(product)) is not None]
     try:
         manifest = build(root, out, work, products, arguments.verbose)
     except BuildError as error:
         print(f"effnet-fast build: {error}")
         return 1
+    failed = [product for product in products if manifest["missing"].get(product, {}).get("failed")]
     for product in products:
-        missing = manifest["missing"].get(product)
-        print(
-            f"  {product}: "
-            + (f"missing: {missing['reason']}\n    -> {missing['fix']}" if missing else "built")
-        )
-    return 1 if any(product in manifest["missing"] for product in products) else 0
+        print(f"  {product}: {_outcome(product, manifest)}")
+    if obstacles:
+        print(f"what is missing comes with: {merged(obstacles).fix} && {COMMAND}")
+    return 1 if failed else 0
+
+
+def _outcome(product: str, manifest: dict[str, Any]) -> str:
+    missing, built = manifest["missing"].get(product), manifest["products"].get(product)
+    if missing is None:
+        assert built is not None
+        archs = f" for {', '.join(built['archs'])}" if "archs" in built else ""
+        return f"built{archs}, {built.get('seconds', 0)} s"
+    if missing.get("failed"):
+        return f"missing: {missing['reason']}"
+    return f"left out: {missing['reason']}" + (f" ({missing['fix']})" if missing["fix"] else "")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

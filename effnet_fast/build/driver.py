@@ -12,15 +12,16 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from . import toolchain
+from . import gpu, toolchain
+from .progress import Progress, run
 from .toolchain import MissingTool
 
 PACKAGE = Path(__file__).resolve().parent.parent
@@ -106,6 +107,25 @@ def output_folders(root: Path) -> tuple[Path, Path]:
     return folder, folder / "work"
 
 
+def installed_packages() -> list[Path]:
+    """Other copies of the package that Python would find, were it not for this one."""
+    folders = (Path(entry or ".").resolve() / PACKAGE.name for entry in sys.path)
+    return [
+        folder for folder in dict.fromkeys(folders) if folder != PACKAGE and (folder / "native.py").is_file()
+    ]
+
+
+def library_folders(root: Path | None) -> list[Path]:
+    """Where libraries are looked for, in this order: beside the package, where they are built later, and for a source
+    tree also in the cache and in the package that is installed, which may hold libraries of the same sources."""
+    folders = [LIBRARY_FOLDER]
+    if root is not None:
+        folders += [output_folders(root)[0], cache_folder(root)]
+    if root == PACKAGE.parent:
+        folders += [folder / LIBRARY_FOLDER.name for folder in installed_packages()]
+    return list(dict.fromkeys(folders))
+
+
 def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
     """``{"products": {...}, "missing": {...}}``; empty where nothing was built."""
     try:
@@ -115,62 +135,55 @@ def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
         return {"products": {}, "missing": {}}
 
 
-def _skipped(product: str) -> str | None:
-    for variable, applies in (
-        ("EFFNET_FAST_SKIP_BUILD", True),
-        ("EFFNET_FAST_SKIP_CUDA", product == "_cuda"),
-    ):
-        if applies and toolchain.is_set(variable):
-            return f"{variable} is set"
-    return None
+def unwanted(product: str) -> MissingTool | None:
+    """Why a product is left out although nothing is known to be in its way; ``None``: it is wanted."""
+    if toolchain.is_set("EFFNET_FAST_SKIP_BUILD"):
+        return MissingTool("EFFNET_FAST_SKIP_BUILD is set", "")
+    return gpu.refusal() if product == "_cuda" else None
 
 
 def configuration(product: str, root: Path) -> tuple[list[str], dict[str, Any]]:
     """CMake's command line for a product and the facts worth keeping; raises :class:`MissingTool`."""
-    cmake, ninja = toolchain.find_cmake()
-    compiler = toolchain.find_compiler()
-    arguments = {
-        "CMAKE_MAKE_PROGRAM": ninja,
-        "CMAKE_CXX_COMPILER": compiler,
+    search = toolchain.Search()
+    tools = search.find(toolchain.find_cmake)
+    compiler = search.find(toolchain.find_compiler)
+    arguments: dict[str, Any] = {
         "EFFNET_PRODUCTS": product,
         "EFFNET_VERSION": version(),
         "EFFNET_WERROR": "ON" if toolchain.is_set("EFFNET_FAST_WERROR") else "OFF",
     }
     facts: dict[str, Any] = {}
     if product == "_C":
-        arguments["pybind11_DIR"] = toolchain.find_pybind11()
+        arguments["pybind11_DIR"] = search.find(toolchain.find_pybind11)
         arguments["Python_EXECUTABLE"] = Path(sys.executable)
     else:
-        torch = toolchain.find_torch()
-        facts["torch"] = torch.version
-        arguments["EFFNET_TORCH_INCLUDE"] = torch.include
-        arguments["EFFNET_TORCH_LIB"] = torch.lib
-        if product == "_cuda":
-            nvcc = toolchain.find_nvcc(torch)
-            archs = toolchain.cuda_archs(nvcc)
-            facts.update(nvcc=nvcc.version, archs=list(archs))
-            arguments["EFFNET_NVCC"] = nvcc.path
-            arguments["EFFNET_CUDA_INCLUDE"] = ";".join(map(str, nvcc.include))
-            arguments["EFFNET_CUDART"] = nvcc.runtime
-            arguments["EFFNET_CUDA_ARCHS"] = ";".join(archs)
+        torch = search.find(toolchain.find_torch)
+        if torch is not None:
+            facts["torch"] = torch.version
+            arguments["EFFNET_TORCH_INCLUDE"] = torch.include
+            arguments["EFFNET_TORCH_LIB"] = torch.lib
+            if product == "_cuda":
+                chosen = search.find(partial(_cuda_configuration, torch))
+                arguments.update(chosen[0] if chosen else {})
+                facts.update(chosen[1] if chosen else {})
+    search.finish()
+    assert tools is not None
+    cmake, ninja = tools
+    arguments.update(CMAKE_MAKE_PROGRAM=ninja, CMAKE_CXX_COMPILER=compiler)
     return [str(cmake), "-G", "Ninja", "-S", str(root), *(f"-D{k}={v}" for k, v in arguments.items())], facts
 
 
-def _run(command: Sequence[str], log: Path, verbose: bool) -> None:
-    """Run, keep the output in ``log``; a failure's reason is the first line that speaks of an error."""
-    with log.open("a") as out:
-        out.write(f"$ {' '.join(command)}\n")
-        out.flush()
-        done = subprocess.run(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
-        )
-        out.write(done.stdout)
-    if verbose:
-        print(done.stdout, end="", flush=True)
-    if done.returncode:
-        lines = done.stdout.splitlines()
-        first = next((line for line in lines if re.search(r"\berror\b", line, re.IGNORECASE)), None)
-        raise MissingTool(f"build failed: {(first or 'no output').strip()} (all of it: {log})", f"see {log}")
+def _cuda_configuration(torch: toolchain.Torch) -> tuple[dict[str, Any], dict[str, Any]]:
+    """CMake's arguments for the CUDA kernels, and the facts."""
+    nvcc = toolchain.find_nvcc(torch)
+    archs = gpu.architectures(nvcc)
+    arguments = {
+        "EFFNET_NVCC": nvcc.path,
+        "EFFNET_CUDA_INCLUDE": ";".join(map(str, nvcc.include)),
+        "EFFNET_CUDART": nvcc.runtime,
+        "EFFNET_CUDA_ARCHS": ";".join(archs),
+    }
+    return arguments, {"nvcc": nvcc.version, "archs": list(archs)}
 
 
 def _build_product(product: str, root: Path, out: Path, work: Path, verbose: bool) -> dict[str, Any]:
@@ -181,8 +194,13 @@ def _build_product(product: str, root: Path, out: Path, work: Path, verbose: boo
     tree.mkdir(parents=True, exist_ok=True)
     log = work / f"{product}.log"
     log.unlink(missing_ok=True)
-    _run([*command, "-B", str(tree)], log, verbose)
-    _run([command[0], "--build", str(tree), "--parallel", str(toolchain.parallel_jobs())], log, verbose)
+    progress = Progress(product)
+    try:
+        run([*command, "-B", str(tree)], log, verbose, progress)
+        jobs = str(toolchain.parallel_jobs())
+        run([command[0], "--build", str(tree), "--parallel", jobs], log, verbose, progress)
+    finally:
+        progress.close()
     library = max(tree.glob(f"{product}*.so"), key=lambda path: path.stat().st_mtime)
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=out, prefix=".new-", delete=False) as handle:
@@ -190,7 +208,7 @@ def _build_product(product: str, root: Path, out: Path, work: Path, verbose: boo
     shutil.copyfile(library, temporary)
     temporary.chmod(0o755)
     os.replace(temporary, out / library.name)
-    return {"file": library.name, "sources": before, **facts}
+    return {"file": library.name, "sources": before, "seconds": round(progress.seconds), **facts}
 
 
 @contextmanager
@@ -203,7 +221,7 @@ def _locked(file: Path) -> Iterator[None]:
 
 
 def _record(
-    out: Path, work: Path, product: str, built: dict[str, Any] | None, missing: dict[str, str] | None
+    out: Path, work: Path, product: str, built: dict[str, Any] | None, missing: dict[str, Any] | None
 ) -> None:
     """One product's outcome into the manifest, which other processes may be changing too."""
     with _locked(work / "manifest.lock"):
@@ -225,19 +243,19 @@ def build(
     """Build what can be built from ``root`` into ``out``; never raises for a missing tool unless forced to.
 
     Returns:
-        The manifest, as also written to ``out/build.json``.
+        The manifest, as also written to ``out/build.json``. A missing product that was not wanted has no ``failed``.
 
     Raises:
-        BuildError: with ``EFFNET_FAST_FORCE_BUILD`` set, when a product that is not skipped is missing.
+        BuildError: with ``EFFNET_FAST_FORCE_BUILD`` set, when a product that is wanted is missing.
     """
     failed = {}
     for product in products:
-        skipped = _skipped(product)
+        skipped = unwanted(product)
         if skipped is not None:
             # An older library stays: its hash tells whether it still fits the sources.
             there = product in read_manifest(out)["products"]
             _record(
-                out, work, product, None, None if there else {"reason": skipped, "fix": "effnet-fast build"}
+                out, work, product, None, None if there else {"reason": skipped.reason, "fix": skipped.fix}
             )
             continue
         try:
@@ -245,7 +263,9 @@ def build(
                 entry = _build_product(product, root, out, work, verbose)
         except MissingTool as missing:
             failed[product] = missing.reason
-            _record(out, work, product, None, {"reason": missing.reason, "fix": missing.fix})
+            _record(
+                out, work, product, None, {"reason": missing.reason, "fix": missing.fix, "failed": True}
+            )
         else:
             _record(out, work, product, entry, None)
     if failed and toolchain.is_set("EFFNET_FAST_FORCE_BUILD"):

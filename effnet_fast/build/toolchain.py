@@ -15,13 +15,13 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 #: Oldest torch whose stable ABI has what we use; CMake's EFFNET_TORCH_TARGET is the same number.
 MINIMUM_TORCH = (2, 11)
-DEFAULT_ARCHS = ("75", "80", "90", "100", "120")
-ARCHS_VARIABLES = ("EFFNET_FAST_CUDA_ARCHS", "TORCH_CUDA_ARCH_LIST")
 
 
 class MissingTool(Exception):
@@ -30,6 +30,47 @@ class MissingTool(Exception):
     def __init__(self, reason: str, fix: str) -> None:
         super().__init__(reason)
         self.reason, self.fix = reason, fix
+
+
+Found = TypeVar("Found")
+
+
+class Search:
+    """Looks for one tool after another, so that all those that are missing are named at once."""
+
+    def __init__(self) -> None:
+        self.missing: list[MissingTool] = []
+
+    def find(self, finder: Callable[[], Found]) -> Found | None:
+        """What ``finder`` returns, or ``None`` where it raised :class:`MissingTool`."""
+        try:
+            return finder()
+        except MissingTool as missing:
+            self.missing.append(missing)
+            return None
+
+    def finish(self) -> None:
+        """Raises one :class:`MissingTool` for all that was not found."""
+        if self.missing:
+            raise merged(self.missing)
+
+
+def merged(several: Sequence[MissingTool]) -> MissingTool:
+    """One for all: the reasons in a row, what pip adds in one command and what apt adds in another."""
+    packages: dict[str, dict[str, None]] = {"pip install": {}, "apt install": {}}
+    others: dict[str, None] = {}
+    for fix in (part for missing in several for part in missing.fix.split(" && ") if part):
+        tool = next((tool for tool in packages if fix.startswith(f"{tool} ")), None)
+        words = shlex.split(fix)[2:] if tool else []
+        if tool is None or any(word.startswith("-") for word in words):
+            others[fix] = None
+        else:
+            packages[tool].update(dict.fromkeys(words))
+    commands = [
+        f"{tool} {' '.join(map(shlex.quote, names))}" for tool, names in reversed(packages.items()) if names
+    ]
+    reasons = dict.fromkeys(part for missing in several for part in missing.reason.split("; "))
+    return MissingTool("; ".join(reasons), " && ".join([*commands, *others]))
 
 
 @dataclass(frozen=True)
@@ -89,7 +130,7 @@ def find_compiler() -> Path:
     found = find_program(chosen[0]) if chosen else find_program("c++", "g++", "clang++")
     if found is None:
         what = f"CXX={chosen[0]} not found" if chosen else "no C++ compiler (c++, g++, clang++) found"
-        raise MissingTool(what, "apt install g++   (any C++20 compiler: GCC >= 10, Clang >= 14)")
+        raise MissingTool(f"{what} (any of C++20 does: GCC >= 10, Clang >= 14)", "apt install g++")
     return found
 
 
@@ -113,11 +154,18 @@ def find_torch() -> Torch:
 
 def find_pybind11() -> Path:
     """pybind11's CMake folder; also needs Python's own headers."""
+    search = Search()
     spec = importlib.util.find_spec("pybind11")
     if spec is None or spec.origin is None:
-        raise MissingTool("pybind11 is not importable in the build environment", "pip install pybind11")
+        search.missing.append(
+            MissingTool("pybind11 is not importable in the build environment", "pip install pybind11")
+        )
     if not (Path(sysconfig.get_path("include")) / "Python.h").exists():
-        raise MissingTool("Python's headers (Python.h) are not installed", "apt install python3-dev")
+        search.missing.append(
+            MissingTool("Python's headers (Python.h) are not installed", "apt install python3-dev")
+        )
+    search.finish()
+    assert spec is not None and spec.origin is not None
     return Path(spec.origin).parent / "share" / "cmake" / "pybind11"
 
 
@@ -170,33 +218,6 @@ def _nvcc_folders(nvcc: Path) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
     top = folders.get("TOP", ())
     libraries = (*folders.get("LIBRARIES", ()), *(t / sub for t in top for sub in ("lib64", "lib")))
     return folders.get("INCLUDES", ()) + folders.get("SYSTEM_INCLUDES", ()), libraries
-
-
-def cuda_archs(nvcc: Nvcc) -> tuple[str, ...]:
-    """Architectures to compile for, as nvcc spells them ("90", "90a"); what the user asked for, or the default.
-
-    ``EFFNET_FAST_CUDA_ARCHS`` or ``TORCH_CUDA_ARCH_LIST``: "80;90", "8.0 9.0a", "12.0+PTX".
-    """
-    listed = subprocess.run(
-        [nvcc.path, "--list-gpu-arch"], capture_output=True, text=True, check=False
-    ).stdout
-    known = set(re.findall(r"compute_(\d+)", listed))
-    for variable in ARCHS_VARIABLES:
-        words = [word for word in re.split(r"[;,\s]+", os.environ.get(variable, "")) if word]
-        if not words:
-            continue
-        archs = []
-        for word in words:
-            match = re.fullmatch(r"(?:sm_?)?(\d+)\.?(\d)([af]?)(\+PTX)?", word)
-            arch = match[1] + match[2] if match else ""
-            if match is None or arch not in known:
-                expected = " ".join(sorted(known, key=int))
-                raise MissingTool(
-                    f"{variable}: nvcc {nvcc.version} has no architecture {word!r}", f"use: {expected}"
-                )
-            archs.append(arch + match[3])
-        return tuple(dict.fromkeys(archs))
-    return tuple(arch for arch in DEFAULT_ARCHS if arch in known)
 
 
 def parallel_jobs() -> int:
