@@ -9,7 +9,7 @@
 Importing the package touches no device. See :mod:`effnet_fast.ops` for the building blocks.
 """
 
-from . import models, nn, ops
+from . import models, nn, ops, source_tree
 from .dispatch import backends, use_backend
 from .errors import BackendError, CheckpointError, EffnetFastError, UnknownModelError, UnsupportedBlockError
 from .inference import optimize
@@ -61,3 +61,6 @@ __all__ = [
     "unpatch",
     "use_backend",
 ]
+
+source_tree.settle()
+del source_tree

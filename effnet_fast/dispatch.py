@@ -69,6 +69,8 @@ class Choice(NamedTuple):
 
 _forced: ContextVar[tuple[str, ...]] = ContextVar("effnet_fast_backend", default=())
 _choices: dict[tuple[Any, ...], Choice] = {}
+#: Of :func:`choose_for_modules`: what modules run by themselves. Asking for the op itself is another question.
+_left: dict[tuple[Any, ...], Choice] = {}
 
 
 def can_run(op: str, device: torch.device, dtype: torch.dtype, **facts: Any) -> tuple[bool, str]:
@@ -153,7 +155,26 @@ def choose(
     choice = _choices.get(key)
     if choice is None:
         choice = _choices[key] = _resolve(op, device, dtype, forced, facts)
+        _tell(op, device, choice, choice.backend)
     return choice
+
+
+def choose_for_modules(op: str, device: torch.device, dtype: torch.dtype, **facts: Any) -> Choice:
+    """:func:`choose` for modules that run their own code where only the reference is left: the log then says so."""
+    forced = forced_backends()
+    key = (op, device, dtype, forced, *facts.items())
+    choice = _choices.get(key) or _left.get(key)
+    if choice is None:
+        choice = _resolve(op, device, dtype, forced, facts)
+        left = choice.backend == "reference" and forced in ((), ("auto",))
+        (_left if left else _choices)[key] = choice
+        _tell(op, device, choice, "PyTorch's own modules (eager)" if left else choice.backend)
+    return choice
+
+
+def _tell(op: str, device: torch.device, choice: Choice, runs: str) -> None:
+    for backend, why in choice.passed_over:
+        logger.info("%s on %s: not %s (%s), using %s", op, device, backend, why, runs)
 
 
 def _resolve(
@@ -167,8 +188,6 @@ def _resolve(
     for backend in order:
         ok, reason = _ask(backend, op, device, dtype, facts)
         if ok:
-            for other, why in passed_over:
-                logger.info("%s on %s: not %s (%s), using %s", op, device, other, why, backend)
             function = getattr(importlib.import_module(MODULES[backend][1]), op)
             return Choice(backend, function, tuple(passed_over))
         passed_over.append((backend, reason))
@@ -189,6 +208,7 @@ def select(op: str, x: Tensor, **facts: Any) -> Callable[..., Any]:
 def forget_choices() -> None:
     """Ask every backend anew, after a library was built or a device appeared."""
     _choices.clear()
+    _left.clear()
 
 
 def backends(

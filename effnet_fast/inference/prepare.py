@@ -8,10 +8,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .. import dispatch, native
+from .. import advice, dispatch, native
 from ..cpu import engine
 from ..errors import BackendError, EffnetFastError, UnsupportedBlockError
 from ..patching import patch, report
+from ..patching.registry import candidates
 from . import check
 from .extract import DTYPES, KNOWN_LIBRARIES, check_model, extract, is_known
 from .module import Inference, OptimizedModel, PatchedCopy, Program, check_input
@@ -44,6 +45,9 @@ def optimize(model: nn.Module, example: Example, *, dtype: torch.dtype | None = 
         where the images are bf16, else fp32. It may be called from several threads at once, follows
         ``torch.set_num_threads``, and refuses images that require a gradient.
 
+    Warns:
+        UserWarning: once per process, the CPU kernels are not built: PyTorch's convolutions run.
+
     Raises:
         UnsupportedBlockError: something in the model that the program cannot represent (a hook, training mode, an
             unknown head); the message names the module.
@@ -65,6 +69,7 @@ def optimize(model: nn.Module, example: Example, *, dtype: torch.dtype | None = 
         raise UnsupportedBlockError(f"optimize: {error}") from None
     channels = None if network is None else network.stem.weight.shape[1]
     check_input(images, channels)
+    advice.mention_missing_kernels(gpu=False)
     expected = check.expect(model, images, dtype, small=known)
     optimized: Inference
     if network is None or channels is None:
@@ -116,7 +121,9 @@ def compile_network(network: Network, dtype: torch.dtype) -> Program:
 
 
 def _patched_copy(model: nn.Module, dtype: torch.dtype) -> PatchedCopy:
-    twin = patch(check.cast(copy.deepcopy(model), dtype))
+    twin = check.cast(copy.deepcopy(model), dtype)
+    if candidates(twin):
+        patch(twin)
     rows = report(twin).rows
     fused = sum(row.state == "fused" for row in rows)
     if not fused:

@@ -8,8 +8,10 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import nn
 
+from .. import advice
 from ..errors import EffnetFastError, ShardedWeightError, UnsupportedBlockError
 from ..nn.fused import compute_dtype
+from . import table
 from .registry import (
     RECOMPUTES,
     candidates,
@@ -41,7 +43,7 @@ def patch(
     normalization, an unknown activation) or no fast backend runs here, it runs its own code; :func:`report` says why.
 
     Args:
-        model: any module holding blocks of torchvision, efficientnet_pytorch, efficientnet_lite_pytorch, this
+        model: any module holding blocks of torchvision, timm, efficientnet_pytorch, efficientnet_lite_pytorch, this
             package, or a class given to :func:`register_block`.
         filter_fn: ``filter_fn(block, name) -> bool``; only blocks it accepts are patched.
         strict: raise if a block found cannot run fused, or if none is found.
@@ -51,6 +53,9 @@ def patch(
 
     Returns:
         ``model`` itself.
+
+    Warns:
+        UserWarning: nothing was found to patch; or, once per process, this machine's kernels are not built.
 
     Raises:
         EffnetFastError: ``model`` is not a module; with ``strict``, the blocks that cannot run fused and why.
@@ -67,6 +72,10 @@ def patch(
     ]
     if strict:
         _refuse_unsupported(model, found)
+    if found:
+        advice.mention_missing_kernels()
+    else:
+        _warn_of_nothing(model, filter_fn is not None)
     for _, block in found:
         if not is_patched(block):
             block.__class__ = fused_class(type(block))
@@ -75,6 +84,16 @@ def patch(
         elif recompute_expand is not None:
             block.__dict__.pop(RECOMPUTES, None)
     return model
+
+
+def _warn_of_nothing(model: nn.Module, filtered: bool) -> None:
+    if filtered and candidates(model):
+        advice.warn("patch: filter_fn accepted none of the blocks, and the model stays as it is")
+        return
+    advice.warn(
+        f"patch: no MBConv block of torchvision, timm, efficientnet_pytorch, efficientnet_lite_pytorch or effnet_fast "
+        f"found in {type(model).__name__}, which stays as it is; effnet_fast.register_block teaches other classes"
+    )
 
 
 def _refuse_unsupported(model: nn.Module, found: list[tuple[str, nn.Module]]) -> None:
@@ -111,7 +130,7 @@ class ReportRow(NamedTuple):
 
 
 class Report(NamedTuple):
-    """What :func:`report` found; printing it gives a table."""
+    """What :func:`report` found; printing it, or showing it in a notebook, gives a table."""
 
     rows: list[ReportRow]
 
@@ -122,16 +141,15 @@ class Report(NamedTuple):
     def as_dicts(self) -> list[dict[str, str]]:
         return [row._asdict() for row in self.rows]
 
+    @property
+    def summary(self) -> str:
+        return f"{self.fused} of {len(self.rows)} blocks fused"
+
     def __str__(self) -> str:
-        lines = [ReportRow("block", "class", "runs", "backend", "reason"), *self.rows]
-        widths = [max(len(row[i]) for row in lines) for i in range(4)]
-        body = "\n".join(
-            "  ".join(
-                [*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row.reason]
-            ).rstrip()
-            for row in lines
-        )
-        return f"{body}\n{self.fused} of {len(self.rows)} blocks fused"
+        return table.as_text(self.rows, self.summary)
+
+    def _repr_html_(self) -> str:
+        return table.as_html(self.rows, self.summary)
 
 
 def report(model: nn.Module) -> Report:
