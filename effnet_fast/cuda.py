@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import native
+from . import build, native
 from .reference.activations import ACTIVATIONS
 from .types import Affine, BatchNormGrad, ConvGrad, ConvOut, Norm, Padding, SqueezeExciteGrad
 
@@ -59,7 +59,7 @@ def can_run(op: str, device: torch.device, dtype: torch.dtype, **facts: Any) -> 
         missing = f"{capability[0]}{capability[1]}"
         return (
             False,
-            f"its library is built for {built} and {device} is sm_{missing}; to add it: {native.REBUILD} --archs {missing}",
+            f"its library is built for {built} and {device} is sm_{missing}; to add it: {build.COMMAND} --archs {missing}",
         )
     return True, ""
 
