@@ -45,6 +45,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, output: Output) -> int:
     device, dtype = options.device(arguments.device), options.DTYPES[arguments.dtype]
     name, weights = _model_and_weights(arguments.model, arguments.weights)
+    # All at once: not first the package of the images, and in a second step those of the weights.
+    samples.require("classify", samples.packages(photos=False, lite0=name == "lite0"))
     preset = images.LITE0_PRESET if name == "lite0" else images.preset_for(name, weights)
     with options.backend(arguments.backend), torch.inference_mode():
         # Every image before any work: a bad one is refused up front, not after minutes.
