@@ -113,6 +113,9 @@ def move_running(running: Running, stats: BatchNormStats, count: int | Tensor) -
         batches.add_(1)
     if mean is None or var is None or (momentum is None and batches is None):
         return
+    if not torch.compiler.is_compiling():
+        # As native batch_norm, which moves them unseen by autograd: another forward may have kept them for its backward.
+        mean, var = mean.data, var.data
     # Cumulative average: the new value's weight is one over the number of batches, on the device, without a sync.
     weight = momentum if momentum is not None else 1.0 / batches.to(mean.dtype)  # type: ignore[union-attr]
     mean.lerp_(stats.mean.to(mean.dtype), weight)

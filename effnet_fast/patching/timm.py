@@ -78,7 +78,7 @@ def _conv_bn(conv: nn.Module, bn: nn.Module) -> ConvBN:
         raise UnsupportedBlockError(f"{type(conv).__name__} is not nn.Conv2d")
     if not isinstance(getattr(bn, "drop", None), nn.Identity):
         raise UnsupportedBlockError(f"{type(bn).__name__} is not BatchNormAct2d without dropout")
-    return ConvBN(conv, bn, activation_name(bn.act))  # type: ignore[arg-type]
+    return ConvBN(conv, bn, _activation(bn))  # type: ignore[arg-type]
 
 
 def _padding(conv: nn.Conv2d) -> Padding | str:
@@ -110,3 +110,8 @@ def _drop_path(drop_path: nn.Module):  # type: ignore[no-untyped-def]
         return noise
 
     return draw
+
+
+def _activation(bn: nn.Module) -> str:
+    # torch's converter to SyncBatchNorm keeps BatchNormAct2d's activation as a child that nothing calls.
+    return "none" if type(bn).__module__.startswith("torch.") else activation_name(bn.act)

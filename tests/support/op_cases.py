@@ -46,9 +46,10 @@ RUNG = pytest.mark.parametrize(
 )
 #: Around the kernels' tiles and vectors.
 CHANNELS = (1, 2, 3, 4, 7, 8, 9, 15, 16, 17, 23, 24, 31, 32, 33, 40, 48, 49, 63, 64, 65, 96, 97)
-#: Twice the error of the baselines, as in effnet_fast.testing, twice more because the largest error among few values
-#: is a matter of luck; and a floor of some roundings of the largest value.
-FACTOR, FLOOR_ROUNDINGS = 4.0, 16.0
+#: A multiple of the baselines' errors, and a floor of some roundings of the largest value. Wider than the factor two of
+#: effnet_fast.testing, which the tests of single kernels keep: among many thousand cases luck takes every side.
+FACTOR = 6.0
+FLOOR_ROUNDINGS = {torch.float64: 1000.0, torch.float32: 100.0, torch.float16: 16.0, torch.bfloat16: 16.0}
 
 
 class Memory(NamedTuple):
@@ -190,7 +191,7 @@ def judge(backend: str, inputs: Inputs, op: Run, composed: Run, acts: Sequence[s
         errors = [error(b[i], t) for b in baselines if b[i] is not None]  # type: ignore[arg-type]
         finite = [e for e in errors if e != float("inf")]
         limit = FACTOR * max(finite, default=0.0)
-        limit += FLOOR_ROUNDINGS * UNIT_ROUNDOFF[dtype] * t.abs().max().item()
+        limit += FLOOR_ROUNDINGS[dtype] * UNIT_ROUNDOFF[dtype] * t.abs().max().item()
         assert error(a, t) <= limit, (
             f"{name}: error {error(a, t):.3e} exceeds {limit:.3e} ({backend}, {dtype})"
         )
