@@ -8,17 +8,19 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UnsupportedBlockError
+from ..nn import tensors
+from ..nn.exact import check_instance, class_problem, has_hooks, library_class
 from ..nn.parts import (
     ConvBN,
+    ConvLayerParts,
     MBConvParts,
     NetworkParts,
     about,
     check_conv_bn,
-    check_plain,
-    conv_padding,
-    has_hooks,
+    check_pointwise,
 )
 from ..nn.parts import SqueezeExcite as SqueezeExciteParts
+from ..nn.tensors import check_plain
 from ..patching.registry import read_parts
 from .network import Block, Conv, Network, SqueezeExcite
 
@@ -60,10 +62,7 @@ def _check_module(module: nn.Module) -> None:
         raise UnsupportedBlockError("it is in training mode; call model.eval() first")
     if has_hooks(module):
         raise UnsupportedBlockError("a hook is registered on it")
-    if "parametrizations" in module._modules:
-        raise UnsupportedBlockError("it is parametrized")
-    if "forward" in vars(module):
-        raise UnsupportedBlockError("its forward was replaced")
+    check_instance("", module)
     for tensor in (*module._parameters.values(), *module._buffers.values()):
         if tensor is None:
             continue
@@ -87,7 +86,16 @@ def extract(model: nn.Module) -> tuple[Network, bool]:
         UnsupportedBlockError: a part that the network cannot represent; the message names the module.
     """
     module = _KNOWN[type(model).__module__, type(model).__qualname__]
-    parts: NetworkParts = importlib.import_module(module).network(model)
+    try:
+        parts: NetworkParts = importlib.import_module(module).network(model)
+        found = _fold_all(model, parts)
+    except AttributeError as error:
+        raise UnsupportedBlockError(f"something in it is missing: {error}") from None
+    _check_classes(model, parts.blocks)
+    return found
+
+
+def _fold_all(model: nn.Module, parts: NetworkParts) -> tuple[Network, bool]:
     names = {module: name for name, module in model.named_modules()}
     with about(names[parts.stem.conv]):
         stem = _dense(parts.stem, parts.stem_padding)
@@ -103,6 +111,16 @@ def extract(model: nn.Module) -> tuple[Network, bool]:
         head = Conv(one, one.new_zeros(channels))
     classifier = _classifier(parts, names)
     return Network(stem, blocks, head, classifier, parts.pool), parts.pool and parts.keep_dims
+
+
+def _check_classes(model: nn.Module, blocks: list[nn.Module]) -> None:
+    """Everything outside the blocks, which were checked as their parts were read."""
+    read = {module for block in blocks for module in block.modules()}
+    for name, module in model.named_modules():
+        kind = library_class(type(module))
+        problem = "" if module in read or kind is nn.ModuleList else class_problem(kind)
+        if problem:
+            raise UnsupportedBlockError(f"{name or 'the model'}: {problem}")
 
 
 def fold(part: ConvBN, padding: object = (0, 0, 0, 0)) -> Conv:
@@ -129,10 +147,11 @@ def fold(part: ConvBN, padding: object = (0, 0, 0, 0)) -> Conv:
 
 def _dense(part: ConvBN, padding: object) -> Conv:
     check_conv_bn("first", part)
-    conv = part.conv
-    if conv.groups != 1 or len(set(conv.kernel_size)) != 1 or len(set(conv.stride)) != 1:
+    tensors.of_layer(ConvLayerParts(part))
+    conv, kernel = part.conv, tuple(part.conv.weight.shape[2:])
+    if conv.groups != 1 or len(set(kernel)) != 1 or len(set(conv.stride)) != 1:
         raise UnsupportedBlockError(
-            f"groups {conv.groups}, kernel {tuple(conv.kernel_size)}, stride {tuple(conv.stride)}: "
+            f"groups {conv.groups}, kernel {kernel}, stride {tuple(conv.stride)}: "
             "expected one group, a square kernel, one stride"
         )
     return fold(part, padding)
@@ -140,9 +159,9 @@ def _dense(part: ConvBN, padding: object) -> Conv:
 
 def _head(part: ConvBN) -> Conv:
     check_conv_bn("head", part)
-    conv = part.conv
-    plain = tuple(conv.kernel_size) == (1, 1) and tuple(conv.stride) == (1, 1) and conv.groups == 1
-    if not plain or any(conv_padding(conv)):
+    tensors.of_layer(ConvLayerParts(part))
+    check_pointwise("the head's convolution", part.conv)
+    if part.conv.weight.shape[2:] != (1, 1):
         raise UnsupportedBlockError("the head's convolution is not a plain 1x1")
     return fold(part)
 
@@ -152,6 +171,7 @@ def _block(module: nn.Module, name: str) -> Block:
         parts = read_parts(module)
         if not isinstance(parts, MBConvParts):
             raise UnsupportedBlockError("it is not an MBConv block")
+        tensors.of_block(parts)
         if parts.row_scale is not None and parts.residual:
             raise UnsupportedBlockError("stochastic depth is active")
         return Block(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import EffnetFastError
-from ..nn.fused import tracing
+from ..nn.observed import recorded
 from .extract import DTYPES
 
 Model = TypeVar("Model", bound="Inference")
@@ -32,7 +32,7 @@ class Inference(nn.Module):
     dtype: torch.dtype
 
     def forward(self, x: Tensor) -> Any:
-        if tracing(x):
+        if recorded(x):
             raise EffnetFastError(
                 "optimize: an optimized model cannot be traced or exported; export the model it was made from"
             )

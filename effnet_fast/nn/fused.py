@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.fx
 from torch import Tensor, nn
 
 from .. import dispatch
@@ -15,18 +14,8 @@ from ..ops.declare import autocast_enabled, constant_result
 from ..ops.mbconv import check_input, run_mbconv
 from ..ops.mbconv_kernels import BatchNorm, Settings, Weights
 from ..types import Running, accumulation_dtype
+from . import tensors as block_tensors
 from .parts import ConvBN, MBConvParts, same_padding
-
-
-def tracing(x: object) -> bool:
-    """Whether someone records the program in a form that does not know our ops (fx, export, ONNX, TorchScript)."""
-    return (
-        isinstance(x, torch.fx.Proxy)
-        or torch.jit.is_scripting()
-        or torch.jit.is_tracing()
-        or torch.compiler.is_exporting()
-        or torch.onnx.is_in_onnx_export()
-    )
 
 
 def autocasts(x: Tensor) -> bool:
@@ -115,7 +104,7 @@ def plan(parts: MBConvParts, device: torch.device, dtype: torch.dtype, training:
     """
     conv = parts.depthwise.conv
     statistics = any(part is not None and batch_statistics(part.bn) for part in parts[:3])  # type: ignore[union-attr]
-    kernel, stride = conv.kernel_size[0], conv.stride[0]
+    kernel, stride = conv.weight.shape[-1], conv.stride[0]
     names, reason = backends_of(device, dtype, training, statistics, kernel, stride)
     if reason:
         raise UnsupportedBlockError(reason)
@@ -126,9 +115,12 @@ def _check_count(parts: MBConvParts, x: Tensor, padding: tuple[int, int, int, in
     """Empty batches and statistics of one value are left to PyTorch, which treats or refuses them in its own way."""
     n, _, height, width = x.shape
     conv = parts.depthwise.conv
-    kernel, stride = conv.kernel_size[0], conv.stride[0]
+    kernel, stride = conv.weight.shape[-1], conv.stride[0]
     left, right, top, bottom = padding
-    out = ((height + top + bottom - kernel) // stride + 1) * ((width + left + right - kernel) // stride + 1)
+    size = (height + top + bottom - kernel) // stride + 1, (width + left + right - kernel) // stride + 1
+    out = size[0] * size[1]
+    if parts.residual and size != (height, width):
+        raise UnsupportedBlockError("the residual connection joins images of different sizes")
     if height * width and all(group_of(part.bn) for part in parts[:3] if part is not None):  # type: ignore[union-attr]
         # The statistics are those of other processes too, which wait for this one's part.
         return
@@ -187,12 +179,13 @@ def run(parts: MBConvParts, x: Tensor) -> Tensor:
         UnsupportedBlockError: this call is better left to the block's own modules; nothing was changed.
     """
     dtype = compute_dtype(x)
+    block_tensors.of_block(parts)
     training = needs_backward(parts, x)
     plan(parts, x.device, dtype, training)
     conv = parts.depthwise.conv
     padding = parts.padding
     if padding == "same":
-        padding = same_padding(x.shape[2], x.shape[3], conv.kernel_size[0], conv.stride[0])
+        padding = same_padding(x.shape[2], x.shape[3], conv.weight.shape[-1], conv.stride[0])
     _check_count(parts, x, padding, training)
     x = x.to(dtype)
     weights = _weights(parts, dtype)

@@ -12,6 +12,7 @@ from ..ops.declare import constant_result
 from ..types import accumulation_dtype
 from . import fused
 from .parts import ConvLayerParts
+from .tensors import of_layer
 
 
 def needs_backward(parts: ConvLayerParts, x: Tensor) -> bool:
@@ -67,6 +68,7 @@ def run(parts: ConvLayerParts, x: Tensor) -> Tensor:
         UnsupportedBlockError: this call is better left to the layer's own modules; nothing was changed.
     """
     conv, bn, _ = parts.layer
+    of_layer(parts)
     weight, dtype = conv.weight, fused.compute_dtype(x)
     if x.dim() != 4 or x.shape[1] != weight.shape[1] or x.device != weight.device:
         raise UnsupportedBlockError("the input is not an image of the convolution's channels and device")
@@ -95,4 +97,4 @@ def run(parts: ConvLayerParts, x: Tensor) -> Tensor:
 def _widens(parts: ConvLayerParts) -> bool:
     """Whether the output is larger than the input, so that keeping the input alone saves memory."""
     conv = parts.layer.conv
-    return conv.out_channels > conv.in_channels * conv.stride[0] * conv.stride[1]
+    return conv.weight.shape[0] > conv.weight.shape[1] * conv.stride[0] * conv.stride[1]

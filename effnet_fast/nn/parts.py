@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
-from ..errors import ShardedWeightError, UnsupportedBlockError
+from ..errors import UnsupportedBlockError
 from ..types import Padding
+from .exact import name_of
 
 #: Draws stochastic depth's per-sample factor for the block's output: output-like tensor -> [N, 1, 1, 1].
 RowScale = Callable[[Tensor], Tensor]
@@ -52,6 +52,8 @@ class MBConvParts(NamedTuple):
     row_scale: RowScale | None = None
     #: Keep the input instead of the expansion's output for the backward, which expands again.
     recompute_expand: bool = False
+    #: Where the tensors lie (:class:`effnet_fast.nn.tensors.Slots`), filled in when the block is read.
+    slots: Any = None
 
     @property
     def weight(self) -> Tensor:
@@ -65,6 +67,7 @@ class ConvLayerParts(NamedTuple):
     layer: ConvBN
     #: Keep the input instead of the convolution's output where that is smaller.
     recompute_expand: bool = False
+    slots: Any = None
 
     @property
     def weight(self) -> Tensor:
@@ -92,23 +95,33 @@ def about(name: str) -> Iterator[None]:
         raise UnsupportedBlockError(f"{name}: {error}") from None
 
 
-_ACTIVATIONS: dict[type[nn.Module], str] = {
-    nn.Identity: "none",
-    nn.SiLU: "silu",
-    nn.ReLU: "relu",
-    nn.ReLU6: "relu6",
-    nn.Hardswish: "hardswish",
-    nn.Sigmoid: "sigmoid",
-    nn.Hardsigmoid: "hardsigmoid",
+_ACTIVATIONS = {
+    "torch.nn.modules.linear.Identity": "none",
+    "torch.nn.modules.activation.SiLU": "silu",
+    "torch.nn.modules.activation.ReLU": "relu",
+    "torch.nn.modules.activation.ReLU6": "relu6",
+    "torch.nn.modules.activation.Hardswish": "hardswish",
+    "torch.nn.modules.activation.Sigmoid": "sigmoid",
+    "torch.nn.modules.activation.Hardsigmoid": "hardsigmoid",
+    # x * sigmoid(x); the memory-efficient ones recompute it in their backward, as our kernels do.
+    "timm.layers.activations.Swish": "silu",
+    "timm.layers.activations.Sigmoid": "sigmoid",
+    **{
+        f"{library}.utils.{name}": "silu"
+        for library in ("efficientnet_pytorch", "efficientnet_lite_pytorch")
+        for name in ("Swish", "MemoryEfficientSwish")
+    },
 }
 _GATES = ("sigmoid", "hardsigmoid")
 
 
 def activation_name(module: nn.Module) -> str:
     """The name of an activation module's function."""
-    name = _ACTIVATIONS.get(type(module))
+    name = _ACTIVATIONS.get(name_of(module))
     if name is None:
         raise UnsupportedBlockError(f"activation {type(module).__name__} has no fused kernel")
+    if name == "relu6" and (module.min_val, module.max_val) != (0.0, 6.0):
+        raise UnsupportedBlockError(f"activation {module} is not min(max(x, 0), 6)")
     return name
 
 
@@ -116,8 +129,15 @@ def conv_padding(conv: nn.Conv2d) -> Padding:
     """The four-sided padding of a plain ``nn.Conv2d``."""
     if isinstance(conv.padding, str):
         raise UnsupportedBlockError(f"padding={conv.padding!r} has no fused kernel")
-    vertical, horizontal = conv.padding
+    vertical, horizontal = _pair(conv.padding, "padding", 0)
     return horizontal, horizontal, vertical, vertical
+
+
+def _pair(value: Any, name: str, least: int) -> tuple[int, int]:
+    ok = isinstance(value, (tuple, list)) and len(value) == 2
+    if not ok or any(type(v) is not int or v < least for v in value):
+        raise UnsupportedBlockError(f"{name} {value!r} is not two integers from {least} on")
+    return value[0], value[1]
 
 
 def same_padding(height: int, width: int, kernel: int, stride: int) -> Padding:
@@ -131,7 +151,7 @@ def same_padding(height: int, width: int, kernel: int, stride: int) -> Padding:
 
 
 def check_parts(parts: MBConvParts) -> None:
-    """Refuse what the kernels do not compute.
+    """Refuse what the kernels do not compute; :mod:`.tensors` does the same for the tensors.
 
     Raises:
         UnsupportedBlockError: with the reason.
@@ -140,41 +160,42 @@ def check_parts(parts: MBConvParts) -> None:
         part = getattr(parts, name)
         if part is not None:
             check_conv_bn(name, part)
-    conv = parts.depthwise.conv
-    kernel, stride = conv.kernel_size, conv.stride
-    if conv.groups != conv.in_channels or conv.out_channels != conv.in_channels:
-        raise UnsupportedBlockError("the depthwise convolution has a channel multiplier or wider groups")
-    if kernel[0] != kernel[1] or kernel[0] not in (3, 5, 7):
-        raise UnsupportedBlockError(f"depthwise kernel {tuple(kernel)} is not 3x3, 5x5 or 7x7")
+    stride = parts.depthwise.conv.stride
     if stride[0] != stride[1] or stride[0] not in (1, 2):
         raise UnsupportedBlockError(f"depthwise stride {tuple(stride)} is not 1 or 2")
     for name in ("expand", "project"):
         part = getattr(parts, name)
-        if part is None:
-            continue
-        if (
-            tuple(part.conv.kernel_size) != (1, 1)
-            or tuple(part.conv.stride) != (1, 1)
-            or part.conv.groups != 1
-        ):
-            raise UnsupportedBlockError(f"the {name} convolution is not a plain 1x1")
+        if part is not None:
+            check_pointwise(f"the {name} convolution", part.conv)
     if parts.project.act != "none":
         raise UnsupportedBlockError("an activation after the projection has no fused kernel")
     if parts.squeeze_excite is not None:
         _check_squeeze_excite(parts.squeeze_excite)
 
 
+def check_pointwise(name: str, conv: nn.Conv2d) -> None:
+    """Refuse a 1x1 convolution that strides, pads or has groups; its kernel size is its weight's."""
+    if tuple(conv.stride) != (1, 1) or conv.groups != 1 or any(conv_padding(conv)):
+        raise UnsupportedBlockError(f"{name} is not a plain 1x1")
+
+
 def children(module: nn.Module) -> tuple[nn.Module, ...]:
-    """The modules of an ``nn.Sequential`` or ``nn.ModuleList`` in their order; any other module alone."""
+    """The modules of an ``nn.Sequential`` or ``nn.ModuleList`` as they run; any other module, a subclass too, alone."""
     if type(module) not in (nn.Sequential, nn.ModuleList):
         return (module,)
-    return tuple(module.children())
+    return tuple(child for child in module._modules.values() if child is not None)
 
 
 def check_mean(pool: nn.Module) -> None:
     """Refuse a pooling that is not the mean over the whole image."""
     if type(pool) is not nn.AdaptiveAvgPool2d or pool.output_size not in (1, (1, 1), [1, 1]):
         raise UnsupportedBlockError(f"{pool} is not the mean over the image")
+
+
+def check_rate(rate: object) -> None:
+    """Refuse a rate of stochastic depth that is not a plain number."""
+    if type(rate) not in (float, int) or not 0 <= rate <= 1:  # type: ignore[operator]
+        raise UnsupportedBlockError(f"stochastic depth's rate {rate!r} is not a number from 0 to 1")
 
 
 def check_layer(parts: ConvLayerParts) -> None:
@@ -190,8 +211,8 @@ def check_layer(parts: ConvLayerParts) -> None:
 
 #: Normalizations that compute nn.BatchNorm2d and nothing the adapter has not told (timm's carries its activation).
 _BATCH_NORMS = {
-    *(("torch.nn.modules.batchnorm", name) for name in ("BatchNorm2d", "SyncBatchNorm")),
-    *(("timm.layers.norm_act", name) for name in ("BatchNormAct2d", "SyncBatchNormAct")),
+    *(f"torch.nn.modules.batchnorm.{name}" for name in ("BatchNorm2d", "SyncBatchNorm")),
+    *(f"timm.layers.norm_act.{name}" for name in ("BatchNormAct2d", "SyncBatchNormAct")),
 }
 
 
@@ -208,58 +229,22 @@ def check_conv_bn(name: str, part: ConvBN) -> None:
         raise UnsupportedBlockError(
             f"the {name} convolution is dilated or pads with something else than zeros"
         )
-    if (type(bn).__module__, type(bn).__qualname__) not in _BATCH_NORMS:
+    _pair(conv.stride, f"the {name} convolution's stride", 1)
+    _pair(conv.dilation, f"the {name} convolution's dilation", 1)
+    if name_of(bn) not in _BATCH_NORMS:
         raise UnsupportedBlockError(f"{type(bn).__name__} after the {name} convolution is not nn.BatchNorm2d")
-    check_plain(conv.weight, conv)
+    if type(bn.eps) not in (float, int) or type(bn.momentum) not in (float, int, type(None)):
+        raise UnsupportedBlockError(f"the {name} BatchNorm's eps or momentum is not a number")
+    if bn.momentum is None and bn.track_running_stats and bn.num_batches_tracked is None:
+        raise UnsupportedBlockError(f"the {name} BatchNorm averages over batches that it does not count")
 
 
 def _check_squeeze_excite(se: SqueezeExcite) -> None:
     for layer in (se.fc1, se.fc2):
-        if isinstance(layer, nn.Conv2d) and (tuple(layer.kernel_size) != (1, 1) or layer.groups != 1):
-            raise UnsupportedBlockError("squeeze-and-excite's convolutions are not plain 1x1")
-        check_plain(layer.weight, layer)
+        if isinstance(layer, nn.Linear):
+            continue
+        check_pointwise("a convolution of squeeze-and-excite", layer)
+        if tuple(layer.dilation) != (1, 1) or layer.padding_mode != "zeros":
+            raise UnsupportedBlockError("a convolution of squeeze-and-excite is not a plain 1x1")
     if se.gate not in _GATES:
         raise UnsupportedBlockError(f"gate {se.gate} has no fused kernel")
-
-
-def check_plain(weight: Tensor, module: nn.Module | None = None) -> None:
-    """Tensor subclasses (quantized, distributed, fake) mean something the kernels do not know."""
-    if type(weight) not in (nn.Parameter, Tensor):
-        if getattr(module, "_is_fsdp_managed_module", False):
-            raise ShardedWeightError(
-                "its weights are sharded; it decides in its forward, where they are whole"
-            )
-        raise UnsupportedBlockError(f"a weight is a {type(weight).__name__}, not a plain tensor")
-
-
-def has_hooks(module: nn.Module) -> bool:
-    """Whether calling ``module`` would run a hook, which a fused block would skip."""
-    return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-    )
-
-
-def check_inside(block: nn.Module) -> None:
-    """Hooks and parametrizations inside the block must be seen by PyTorch itself.
-
-    Raises:
-        UnsupportedBlockError: with the reason.
-    """
-    # By hand because this runs at every forward and nn.Module.modules() costs five times as much.
-    inside = list(block._modules.values())
-    while inside:
-        module = inside.pop()
-        if module is None:
-            continue
-        if has_hooks(module):
-            raise UnsupportedBlockError(f"a hook is registered on its {type(module).__name__}")
-        children = module._modules
-        if children:
-            if "parametrizations" in children:
-                raise UnsupportedBlockError(f"its {type(module).__name__} is parametrized")
-            inside += children.values()
-    if torch.nn.modules.module._has_any_global_hook():
-        raise UnsupportedBlockError("a global module hook is registered")

@@ -10,6 +10,8 @@ from torch import nn
 
 from .. import advice
 from ..errors import EffnetFastError, ShardedWeightError, UnsupportedBlockError
+from ..nn import tensors
+from ..nn.fingerprint import ATTRIBUTE
 from ..nn.fused import compute_dtype
 from . import table
 from .registry import (
@@ -113,6 +115,7 @@ def unpatch(model: Model) -> Model:
         if is_patched(block):
             block.__class__ = unpatched_class(block)
             block.__dict__.pop(RECOMPUTES, None)
+            block.__dict__.pop(ATTRIBUTE, None)
     return model
 
 
@@ -172,6 +175,7 @@ def _row(name: str, block: nn.Module, must_be_patched: bool = False) -> ReportRo
         return ReportRow(name, kind, "eager", "", "not patched")
     try:
         parts = read_parts(block)
+        tensors.of(parts)
         weight, run = parts.weight, runner(parts)
         with torch.set_grad_enabled(block.training):
             training = run.needs_backward(parts, weight)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UnsupportedBlockError
+from ..nn.exact import name_of
 from ..nn.parts import (
     ConvBN,
     MBConvParts,
@@ -15,25 +16,34 @@ from ..nn.parts import (
     about,
     activation_name,
     check_mean,
+    check_rate,
     children,
     conv_padding,
 )
 
-_STATIC = "Conv2dStaticSamePadding"
-_DYNAMIC = "Conv2dDynamicSamePadding"
-#: Both are x * sigmoid(x); the memory-efficient one recomputes it in its backward, as our kernels do.
-_SWISH = ("Swish", "MemoryEfficientSwish")
+_LIBRARIES = ("efficientnet_pytorch", "efficientnet_lite_pytorch")
+_STATIC = tuple(f"{library}.utils.Conv2dStaticSamePadding" for library in _LIBRARIES)
+_DYNAMIC = tuple(f"{library}.utils.Conv2dDynamicSamePadding" for library in _LIBRARIES)
+
+#: The lite package's own.
+_NOTHING = ("torch.nn.modules.linear.Identity", *(f"{library}.utils.Identity" for library in _LIBRARIES))
 
 
 def parts(block: nn.Module, drop_connect_rate: float | None = None) -> MBConvParts:
     """``drop_connect_rate`` is what the block's ``forward`` received."""
+    if drop_connect_rate is not None:
+        check_rate(drop_connect_rate)
     args = block._block_args
-    act = _activation(block._swish)
+    if not isinstance(args, tuple):
+        raise UnsupportedBlockError(f"its arguments are a {type(args).__name__}, not the library's tuple")
+    act = activation_name(block._swish)
     residual = bool(block.id_skip and args.stride == 1 and args.input_filters == args.output_filters)
     depthwise = ConvBN(_conv(block._depthwise_conv), block._bn1, act)
     _check_unpadded(block._project_conv)
     squeeze_excite = None
     if block.has_se:
+        for conv in (block._se_reduce, block._se_expand):
+            _check_unpadded(conv)
         squeeze_excite = SqueezeExcite(_conv(block._se_reduce), _conv(block._se_expand), act, "sigmoid")
     expand = None
     if args.expand_ratio != 1:
@@ -56,7 +66,7 @@ def network(model: nn.Module) -> NetworkParts:
     if getattr(settings, "local_pooling", False):
         raise UnsupportedBlockError("local pooling has no fused kernel")
     with about("_conv_stem"):
-        act = _activation(model._swish)
+        act = activation_name(model._swish)
         stem = ConvBN(_conv(model._conv_stem), model._bn0, act)
     with about("_conv_head"):
         _check_unpadded(model._conv_head)
@@ -67,36 +77,44 @@ def network(model: nn.Module) -> NetworkParts:
     return NetworkParts(
         stem,
         _padding(stem.conv),
-        list(model._blocks),
+        list(children(model._blocks)),
         head,
         keep_dims=not top,
         classifier=(model._dropout, *children(model._fc)) if top else (),
     )
 
 
-def _activation(module: nn.Module) -> str:
-    return "silu" if type(module).__name__ in _SWISH else activation_name(module)
-
-
 def _conv(module: nn.Module) -> nn.Conv2d:
-    if type(module).__name__ not in (_STATIC, _DYNAMIC, "Conv2d"):
+    if name_of(module) not in (*_STATIC, *_DYNAMIC, "torch.nn.modules.conv.Conv2d"):
         raise UnsupportedBlockError(f"{type(module).__name__} is not a convolution of this library")
+    _static_padding(module)
     return module  # type: ignore[return-value]
 
 
+def _static_padding(conv: nn.Module) -> tuple[int, ...]:
+    """What a convolution pads before it convolves, by a module of its own."""
+    if name_of(conv) not in _STATIC or name_of(conv.static_padding) in _NOTHING:
+        return 0, 0, 0, 0
+    pad = conv.static_padding
+    if type(pad) is not nn.ZeroPad2d or pad.value != 0 or type(pad.padding) is not tuple:
+        raise UnsupportedBlockError(f"static_padding {pad} is not nn.ZeroPad2d")
+    return pad.padding
+
+
 def _padding(conv: nn.Conv2d) -> Padding | str:
-    if type(conv).__name__ == _DYNAMIC:
+    sides = conv_padding(conv)
+    if name_of(conv) in _DYNAMIC:
+        if any(sides):
+            raise UnsupportedBlockError(f"a convolution with SAME padding pads by {conv.padding} besides")
         return "same"
-    static = getattr(conv, "static_padding", None)
-    left, right, top, bottom = conv_padding(conv)
-    if isinstance(static, nn.ZeroPad2d):
-        before = static.padding
-        return left + before[0], right + before[1], top + before[2], bottom + before[3]
+    left, right, top, bottom = (a + b for a, b in zip(sides, _static_padding(conv), strict=True))
+    if min(left, right, top, bottom) < 0:
+        raise UnsupportedBlockError("a convolution's padding is negative")
     return left, right, top, bottom
 
 
-def _check_unpadded(conv: nn.Conv2d) -> None:
-    if isinstance(getattr(conv, "static_padding", None), nn.ZeroPad2d) and any(conv.static_padding.padding):
+def _check_unpadded(conv: nn.Module) -> None:
+    if any(_static_padding(conv)):
         raise UnsupportedBlockError("a 1x1 convolution is padded")
 
 

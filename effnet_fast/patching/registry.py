@@ -12,11 +12,14 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..errors import EffnetFastError, UnsupportedBlockError
-from ..nn import fused, fused_layer
-from ..nn.parts import ConvLayerParts, MBConvParts, check_inside, check_layer, check_parts
+from ..nn import exact, fused, fused_layer, tensors
+from ..nn.fingerprint import ATTRIBUTE, Fingerprint
+from ..nn.observed import observed
+from ..nn.parts import ConvLayerParts, MBConvParts, check_layer, check_parts
 
 #: block and what its forward received besides ``x`` -> its parts; raises UnsupportedBlockError.
 Adapter = Callable[..., "MBConvParts | ConvLayerParts"]
@@ -42,6 +45,11 @@ RECOMPUTES = "_effnet_fast_recompute_expand"
 
 _adapters: dict[type[nn.Module], Adapter] = {}
 _subclasses: dict[type[nn.Module], type[nn.Module]] = {}
+#: Classes of the libraries above, of which every module inside is known; not those that a user registered.
+_known: set[type] = set()
+
+#: What an adapter may have read of a call's arguments and still read the same the next time.
+_CONSTANTS = (type(None), bool, int, float, str)
 
 
 def register_block(block_class: type[nn.Module], adapter: Adapter) -> None:
@@ -60,6 +68,7 @@ def register_block(block_class: type[nn.Module], adapter: Adapter) -> None:
     if not callable(adapter):
         raise EffnetFastError(f"register_block: adapter must be callable, got {type(adapter).__name__}")
     _adapters[block_class] = adapter
+    _known.discard(block_class)
 
 
 def original_class(module: nn.Module) -> type[nn.Module]:
@@ -70,16 +79,11 @@ def original_class(module: nn.Module) -> type[nn.Module]:
 def unpatched_class(module: nn.Module) -> type[nn.Module]:
     """:func:`original_class`, sharded by FSDP if the module was sharded after it was patched."""
     current, original = type(module), original_class(module)
-    if _shards(current):
+    if exact.shards(current):
         sharding = current.__bases__[0]
         methods = {"__deepcopy__": current.__deepcopy__}  # type: ignore[attr-defined]
         return type(f"FSDP{original.__name__}", (sharding, original), methods)
     return original
-
-
-def _shards(block_class: type[nn.Module]) -> bool:
-    """Whether ``fully_shard`` made this class: ``FSDPModule`` before the class it was given, and nothing else."""
-    return len(block_class.__bases__) == 2 and block_class.__bases__[0].__name__ == "FSDPModule"
 
 
 def is_patched(module: nn.Module) -> bool:
@@ -90,11 +94,12 @@ def find_adapter(block_class: type[nn.Module]) -> Adapter | None:
     """The adapter for exactly this class, or ``None``."""
     adapter = _adapters.get(block_class)
     if adapter is None:
-        if _shards(block_class):
+        if exact.shards(block_class):
             return find_adapter(block_class.__bases__[1])
         module = (_KNOWN | _LAYERS).get((block_class.__module__, block_class.__qualname__))
-        if module is not None:
+        if module is not None and exact.is_where_it_says(block_class):
             adapter = _adapters[block_class] = importlib.import_module(module).parts
+            _known.add(block_class)
     return adapter
 
 
@@ -104,7 +109,7 @@ def candidates(model: nn.Module) -> list[tuple[str, nn.Module]]:
     inside: set[nn.Module] = set()
     for name, module in model.named_modules():
         block_class = original_class(module)
-        if _shards(block_class):
+        if exact.shards(block_class):
             block_class = block_class.__bases__[1]
         layer = (block_class.__module__, block_class.__qualname__) in _LAYERS
         if find_adapter(block_class) is None or (layer and module in inside):
@@ -116,20 +121,50 @@ def candidates(model: nn.Module) -> list[tuple[str, nn.Module]]:
 
 
 def read_parts(block: nn.Module, *args: Any, **kwargs: Any) -> MBConvParts | ConvLayerParts:
-    """The block's or layer's parts, if it may run fused now.
+    """The block's or layer's parts, if it may run fused now; read anew only where something inside changed.
 
     Raises:
         UnsupportedBlockError: the reason it may not.
     """
-    adapter = find_adapter(original_class(block))
+    arguments = (args, kwargs)
+    if not _keeps_fingerprint(block, arguments):
+        return _read(block, *args, **kwargs)
+    known = block.__dict__.get(ATTRIBUTE)
+    if known is None or not known.holds(block, arguments):
+        known = Fingerprint(block, arguments)
+        try:
+            parts = _read(block, *args, **kwargs)
+            known.parts = parts._replace(slots=tensors.slots_of(parts))
+        except UnsupportedBlockError as error:
+            known.refusal = str(error)
+    return known.read()  # type: ignore[no-any-return]
+
+
+def _keeps_fingerprint(block: nn.Module, arguments: tuple[tuple[Any, ...], dict[str, Any]]) -> bool:
+    """An adapter that a user registered may read what no fingerprint covers; a compiler keeps guards of its own."""
+    if torch.compiler.is_compiling() or not isinstance(block, FusedBlock):
+        return False
+    values = (*arguments[0], *arguments[1].values())
+    return exact.library_class(type(block)) in _known and all(type(value) in _CONSTANTS for value in values)
+
+
+def _read(block: nn.Module, *args: Any, **kwargs: Any) -> MBConvParts | ConvLayerParts:
+    block_class = original_class(block)
+    adapter = find_adapter(block_class)
     if adapter is None:
         raise UnsupportedBlockError(f"no adapter knows {type(block).__name__}")
-    parts = adapter(block, *args, **kwargs)
+    known = exact.library_class(block_class) in _known
+    try:
+        parts = adapter(block, *args, **kwargs)
+    except AttributeError as error:
+        if not known:
+            raise
+        raise UnsupportedBlockError(f"something in it is missing: {error}") from None
     if isinstance(parts, ConvLayerParts):
         check_layer(parts)
     else:
         check_parts(parts)
-    check_inside(block)
+    exact.check_inside(block, known)
     return parts._replace(recompute_expand=True) if recomputes(block) else parts
 
 
@@ -153,7 +188,7 @@ class FusedBlock(nn.Module):
     _effnet_fast_original: type[nn.Module]
 
     def forward(self, x: Tensor) -> Tensor:
-        if not fused.tracing(x):
+        if not observed(x):
             try:
                 return _run(read_parts(self), x)
             except UnsupportedBlockError:
@@ -171,6 +206,8 @@ class FusedBlock(nn.Module):
         def original(value: Any) -> Any:
             return self._effnet_fast_original if value is type(self) else value
 
+        if rest and isinstance(rest[0], dict):
+            rest[0] = {key: value for key, value in rest[0].items() if key != ATTRIBUTE}
         return _rebuild, (original(make), tuple(map(original, arguments))), *rest
 
     def __prepare_scriptable__(self) -> nn.Module:
@@ -188,7 +225,7 @@ class FusedBlockWithArguments(FusedBlock):
 
     # A class of its own, because torch.fx cannot trace through *args of a root module.
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if not fused.tracing(x):
+        if not observed(x):
             try:
                 return _run(read_parts(self, *args, **kwargs), x)
             except UnsupportedBlockError:

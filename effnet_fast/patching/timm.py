@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from ..errors import UnsupportedBlockError
+from ..nn.exact import name_of
 from ..nn.parts import (
     ConvBN,
     MBConvParts,
@@ -13,18 +14,23 @@ from ..nn.parts import (
     SqueezeExcite,
     about,
     activation_name,
+    check_mean,
+    check_rate,
     children,
     conv_padding,
 )
+
+_CONV, _SAME = "torch.nn.modules.conv.Conv2d", "timm.layers.conv2d_same.Conv2dSame"
+_POOLING = "timm.layers.adaptive_avgmax_pool"
 
 
 def parts(block: nn.Module) -> MBConvParts:
     """Either class: the first has ``conv_pw`` (expand) and ``conv_pwl`` (project), the second projects by ``conv_pw``."""
     if block.conv_s2d is not None:
         raise UnsupportedBlockError("space-to-depth has no fused kernel")
-    if not isinstance(block.aa, nn.Identity):
+    if type(block.aa) is not nn.Identity:
         raise UnsupportedBlockError(f"anti-aliasing by {type(block.aa).__name__} has no fused kernel")
-    expands = hasattr(block, "conv_pwl")
+    expands = name_of(block) == "timm.models._efficientnet_blocks.InvertedResidual"
     depthwise_bn = block.bn2 if expands else block.bn1
     project = (block.conv_pwl, block.bn3) if expands else (block.conv_pw, block.bn2)
     return MBConvParts(
@@ -32,7 +38,7 @@ def parts(block: nn.Module) -> MBConvParts:
         _conv_bn(*project),
         expand=_conv_bn(block.conv_pw, block.bn1) if expands else None,
         squeeze_excite=_squeeze_excite(block.se),
-        residual=block.has_skip,
+        residual=bool(block.has_skip),
         padding=_padding(block.conv_dw),
         row_scale=_drop_path(block.drop_path) if block.has_skip else None,
     )
@@ -43,7 +49,7 @@ def network(model: nn.Module) -> NetworkParts:
     with about("conv_stem"):
         stem = _conv_bn(model.conv_stem, model.bn1)
     head = None
-    if not isinstance(model.conv_head, nn.Identity):
+    if type(model.conv_head) is not nn.Identity:
         with about("conv_head"):
             head = _conv_bn(model.conv_head, model.bn2)
     with about("global_pool"):
@@ -61,43 +67,55 @@ def network(model: nn.Module) -> NetworkParts:
 
 def _pooling(layer: nn.Module) -> tuple[bool, bool]:
     """Whether it takes the mean, and whether it keeps the image's dimensions."""
-    if isinstance(layer, nn.Identity):
+    if type(layer) is nn.Identity:
         return False, True
-    kind = getattr(layer, "pool_type", None)
-    if type(layer).__name__ != "SelectAdaptivePool2d" or kind not in ("", "avg", "fast", "fastavg"):
-        raise UnsupportedBlockError(f"{layer} is not the mean over the image")
-    if kind == "":
-        return False, isinstance(layer.flatten, nn.Identity)
-    if kind == "avg":
-        return True, isinstance(layer.flatten, nn.Identity)
-    return True, not layer.pool.flatten
+    refusal = UnsupportedBlockError(f"{layer} is not the mean over the image")
+    if name_of(layer) != f"{_POOLING}.SelectAdaptivePool2d":
+        raise refusal
+    if name_of(layer.pool) == f"{_POOLING}.FastAdaptiveAvgPool" and type(layer.flatten) is nn.Identity:
+        if tuple(layer.pool.dim) != (2, 3):
+            raise refusal
+        return True, not layer.pool.flatten
+    flattens = type(layer.flatten) is nn.Flatten and (layer.flatten.start_dim, layer.flatten.end_dim) == (
+        1,
+        -1,
+    )
+    if not flattens and type(layer.flatten) is not nn.Identity:
+        raise refusal
+    if type(layer.pool) is nn.Identity:
+        return False, not flattens
+    check_mean(layer.pool)
+    return True, not flattens
 
 
 def _conv_bn(conv: nn.Module, bn: nn.Module) -> ConvBN:
-    if type(conv) is not nn.Conv2d and type(conv).__name__ != "Conv2dSame":
+    if name_of(conv) not in (_CONV, _SAME):
         raise UnsupportedBlockError(f"{type(conv).__name__} is not nn.Conv2d")
-    if not isinstance(getattr(bn, "drop", None), nn.Identity):
+    if type(getattr(bn, "drop", None)) is not nn.Identity:
         raise UnsupportedBlockError(f"{type(bn).__name__} is not BatchNormAct2d without dropout")
     return ConvBN(conv, bn, _activation(bn))  # type: ignore[arg-type]
 
 
 def _padding(conv: nn.Conv2d) -> Padding | str:
-    return "same" if type(conv).__name__ == "Conv2dSame" else conv_padding(conv)
+    return "same" if name_of(conv) == _SAME else conv_padding(conv)
 
 
 def _squeeze_excite(se: nn.Module) -> SqueezeExcite | None:
-    if isinstance(se, nn.Identity):
+    if type(se) is nn.Identity:
         return None
-    if type(se).__name__ != "SqueezeExcite" or type(se.conv_reduce) is not nn.Conv2d:
+    if name_of(se) != "timm.models._efficientnet_blocks.SqueezeExcite":
         raise UnsupportedBlockError(f"{type(se).__name__} is not timm's SqueezeExcite")
+    if type(se.conv_reduce) is not nn.Conv2d or type(se.conv_expand) is not nn.Conv2d:
+        raise UnsupportedBlockError("squeeze-and-excite's layers are not nn.Conv2d")
     return SqueezeExcite(se.conv_reduce, se.conv_expand, activation_name(se.act1), activation_name(se.gate))
 
 
 def _drop_path(drop_path: nn.Module):  # type: ignore[no-untyped-def]
-    if isinstance(drop_path, nn.Identity):
+    if type(drop_path) is nn.Identity:
         return None
-    if type(drop_path).__name__ != "DropPath":
+    if name_of(drop_path) != "timm.layers.drop.DropPath":
         raise UnsupportedBlockError(f"{type(drop_path).__name__} is not timm's DropPath")
+    check_rate(drop_path.drop_prob)
     if not drop_path.training or drop_path.drop_prob == 0.0:
         return None
     keep, scale = 1 - drop_path.drop_prob, drop_path.scale_by_keep

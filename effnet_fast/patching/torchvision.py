@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UnsupportedBlockError
+from ..nn.exact import name_of
 from ..nn.parts import (
     ConvBN,
     MBConvParts,
@@ -14,14 +15,24 @@ from ..nn.parts import (
     about,
     activation_name,
     check_mean,
+    check_rate,
     children,
     conv_padding,
+)
+
+_LAYERS = ("torchvision.ops.misc.Conv2dNormActivation", "effnet_fast.nn.mbconv.ConvNormAct")
+_SQUEEZE_EXCITES = ("torchvision.ops.misc.SqueezeExcitation", "effnet_fast.nn.mbconv.SqueezeExcitation")
+_STOCHASTIC_DEPTHS = (
+    "torchvision.ops.stochastic_depth.StochasticDepth",
+    "effnet_fast.nn.mbconv.StochasticDepth",
 )
 
 
 def parts(block: nn.Module) -> MBConvParts:
     """``block.block`` = [expand] depthwise [squeeze-and-excitation] project, then stochastic depth."""
-    layers = list(block.block)
+    if type(block.block) is not nn.Sequential:
+        raise UnsupportedBlockError(f"its layers are in a {type(block.block).__name__}, not in nn.Sequential")
+    layers = list(children(block.block))
     if not 2 <= len(layers) <= 4:
         raise UnsupportedBlockError(f"it has {len(layers)} layers where 2 to 4 are known")
     project = conv_bn(layers.pop())
@@ -36,7 +47,7 @@ def parts(block: nn.Module) -> MBConvParts:
         project,
         expand=conv_bn(layers.pop()) if layers else None,
         squeeze_excite=squeeze_excite,
-        residual=block.use_res_connect,
+        residual=bool(block.use_res_connect),
         padding=conv_padding(depthwise.conv),
         row_scale=_row_scale(block.stochastic_depth) if block.use_res_connect else None,
     )
@@ -48,7 +59,7 @@ def network(model: nn.Module) -> NetworkParts:
     with about("features.0"):
         stem = conv_bn(first[1])
     head = None
-    if layers and isinstance(next(iter(layers[-1][1].children()), None), nn.Conv2d):
+    if layers and name_of(layers[-1][1]) in _LAYERS:
         index, last = layers.pop()
         with about(f"features.{index}"):
             head = conv_bn(last)
@@ -65,19 +76,22 @@ def network(model: nn.Module) -> NetworkParts:
 
 def conv_bn(layer: nn.Module) -> ConvBN:
     """A ``Conv2dNormActivation``: convolution, normalization and, perhaps, activation in a row."""
-    children = list(layer) if isinstance(layer, nn.Sequential) else []
-    if not 2 <= len(children) <= 3:
+    if name_of(layer) not in _LAYERS:
         raise UnsupportedBlockError(f"{type(layer).__name__} is not convolution, normalization, activation")
-    if type(children[0]) is not nn.Conv2d:
-        raise UnsupportedBlockError(f"{type(children[0]).__name__} is not nn.Conv2d")
-    return ConvBN(children[0], children[1], activation_name(children[2]) if len(children) == 3 else "none")
+    row = [child for child in layer._modules.values() if child is not None]
+    if not 2 <= len(row) <= 3:
+        raise UnsupportedBlockError(f"{type(layer).__name__} is not convolution, normalization, activation")
+    if type(row[0]) is not nn.Conv2d:
+        raise UnsupportedBlockError(f"{type(row[0]).__name__} is not nn.Conv2d")
+    return ConvBN(row[0], row[1], activation_name(row[2]) if len(row) == 3 else "none")  # type: ignore[arg-type]
 
 
 def _is_squeeze_excite(layer: nn.Module) -> bool:
-    return type(layer).__name__ == "SqueezeExcitation"
+    return name_of(layer) in _SQUEEZE_EXCITES
 
 
 def _squeeze_excite(layer: nn.Module) -> SqueezeExcite:
+    check_mean(layer.avgpool)
     if type(layer.fc1) is not nn.Conv2d or type(layer.fc2) is not nn.Conv2d:
         raise UnsupportedBlockError("squeeze-and-excitation's layers are not nn.Conv2d")
     return SqueezeExcite(
@@ -86,11 +100,10 @@ def _squeeze_excite(layer: nn.Module) -> SqueezeExcite:
 
 
 def _row_scale(stochastic_depth: nn.Module):  # type: ignore[no-untyped-def]
-    if (
-        type(stochastic_depth).__name__ != "StochasticDepth"
-        or getattr(stochastic_depth, "mode", "row") != "row"
-    ):
+    known = name_of(stochastic_depth) in _STOCHASTIC_DEPTHS
+    if not known or getattr(stochastic_depth, "mode", "row") != "row":
         raise UnsupportedBlockError(f"{type(stochastic_depth).__name__} is not stochastic depth by row")
+    check_rate(stochastic_depth.p)
     if not stochastic_depth.training or stochastic_depth.p == 0.0:
         return None
     survival = 1.0 - stochastic_depth.p

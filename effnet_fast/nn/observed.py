@@ -1,0 +1,45 @@
+"""Whether somebody records or transforms the program, in a form in which our ops are unknown or opaque."""
+
+from __future__ import annotations
+
+import torch
+import torch.fx
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.overrides import _get_current_function_mode_stack, _len_torch_function_stack
+from torch.utils._device import DeviceContext
+
+_TENSORS = (Tensor, nn.Parameter)
+
+
+def recorded(x: object) -> bool:
+    """Whether operations are written down (``torch.fx``, ``torch.export``, ONNX, TorchScript) or transformed.
+
+    ``torch.func`` and forward-mode derivatives transform every operation and ask each for rules that ours lack.
+    """
+    if torch.compiler.is_compiling():
+        return torch.compiler.is_exporting()
+    return (
+        torch.jit.is_tracing()
+        or torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+        or isinstance(x, torch.fx.Proxy)
+    )
+
+
+def observed(x: object) -> bool:
+    """Whether a block has to run its own modules because of who is looking at what they call.
+
+    Besides :func:`recorded`: torch-function modes (quantization tools, profilers) see PyTorch's functions as they are
+    called, and so do inputs of another class than ``torch.Tensor``.
+    """
+    if recorded(x):
+        return True
+    if torch.compiler.is_compiling():
+        return False
+    return type(x) not in _TENSORS or (_len_torch_function_stack() > 0 and _function_mode())
+
+
+def _function_mode() -> bool:
+    """``torch.set_default_device`` is such a mode too, and concerns only tensors that name no device."""
+    return any(type(mode) is not DeviceContext for mode in _get_current_function_mode_stack())
