@@ -1,10 +1,10 @@
-# CPU kernels: csrc/cpu/*_kernel.cpp are compiled once for each instruction set, with EFFNET_ISA naming it (and the
-# namespace their code lives in); the other csrc/cpu/*.cpp once, knowing from EFFNET_HAVE_<ISA> which copies exist.
+# CPU kernels: csrc/cpu/*/*_kernel.cpp are compiled once for each instruction set, with EFFNET_ISA naming it (and the
+# namespace their code lives in); the other csrc/cpu/*/*.cpp once, knowing from EFFNET_HAVE_<ISA> which copies exist.
 include(CheckCXXCompilerFlag)
 include(CheckCXXSourceCompiles)
 
-file(GLOB EFFNET_CPU_KERNELS CONFIGURE_DEPENDS "${CMAKE_CURRENT_SOURCE_DIR}/csrc/cpu/*_kernel.cpp")
-file(GLOB EFFNET_CPU_SOURCES CONFIGURE_DEPENDS "${CMAKE_CURRENT_SOURCE_DIR}/csrc/cpu/*.cpp")
+file(GLOB EFFNET_CPU_KERNELS CONFIGURE_DEPENDS "${CMAKE_CURRENT_SOURCE_DIR}/csrc/cpu/*/*_kernel.cpp")
+file(GLOB EFFNET_CPU_SOURCES CONFIGURE_DEPENDS "${CMAKE_CURRENT_SOURCE_DIR}/csrc/cpu/*/*.cpp")
 list(REMOVE_ITEM EFFNET_CPU_SOURCES ${EFFNET_CPU_KERNELS} "")
 
 set(EFFNET_CPU_ISAS baseline)
@@ -24,7 +24,7 @@ endif()
 
 set(EFFNET_CPU_OBJECTS)
 set(EFFNET_CPU_DEFINITIONS)
-# AMX has no copy of its own: csrc/cpu/network_amx.cpp holds its instructions, for which an assembler that knows them is
+# AMX has no copy of its own: csrc/cpu/gemm/multiply_amx.cpp holds its instructions, for which an assembler that knows them is
 # enough, and the avx512bf16 copy calls it. Only Linux has a way to ask for the registers.
 if("avx512bf16" IN_LIST EFFNET_CPU_ISAS AND CMAKE_SYSTEM_NAME STREQUAL "Linux")
   check_cxx_source_compiles([[int main() { asm volatile("tdpbf16ps %tmm2, %tmm1, %tmm0"); }]] EFFNET_COMPILES_amx)
@@ -37,6 +37,7 @@ foreach(isa ${EFFNET_CPU_ISAS})
   list(APPEND EFFNET_CPU_DEFINITIONS EFFNET_HAVE_${upper}=1)
   if(EFFNET_CPU_KERNELS AND "_ops" IN_LIST EFFNET_PRODUCTS)
     add_library(effnet_cpu_${isa} OBJECT ${EFFNET_CPU_KERNELS})
+    target_include_directories(effnet_cpu_${isa} PRIVATE "${CMAKE_CURRENT_SOURCE_DIR}/csrc")
     target_compile_definitions(effnet_cpu_${isa} PRIVATE EFFNET_ISA=${isa})
     if(isa STREQUAL "avx512bf16" AND EFFNET_COMPILES_amx)
       target_compile_definitions(effnet_cpu_${isa} PRIVATE EFFNET_HAVE_AMX=1)

@@ -38,7 +38,7 @@ def driver(tmp_path: Path) -> Path:
     """The shipped source of the product, under AddressSanitizer: operands have exactly their size."""
     if not assembles_amx(tmp_path):
         pytest.skip("needs a g++ whose assembler knows AMX")
-    sources = [CSRC / "cpu" / "network_amx.cpp", CSRC / "cpu" / "network_gemm_kernel.cpp"]
+    sources = [CSRC / "cpu" / "gemm" / "multiply_amx.cpp", CSRC / "cpu" / "gemm" / "multiply_kernel.cpp"]
     flags = ["-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
     flags += ["-DEFFNET_ISA=baseline", "-DEFFNET_HAVE_AMX=1"]
     return build("amx", [*sources, EMULATOR, HERE / "cpu_kernels" / "amx_driver.cpp"], flags)

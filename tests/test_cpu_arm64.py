@@ -16,11 +16,11 @@ import pytest
 from cxx import CSRC, ROOT, build
 
 KERNELS = (
-    *("network_kernel", "network_gemm_kernel", "network_depthwise_kernel", "network_stem_kernel"),
-    *("network_vectors_kernel", "network_pack_kernel", "depthwise_kernel"),
+    *("engine/item_kernel", "engine/expand_depthwise_kernel", "engine/stem_kernel", "engine/vectors_kernel"),
+    *("gemm/multiply_kernel", "gemm/pack_kernel", "stencil/forward_kernel"),
 )
 #: What they need besides: plans, and which instruction set there is.
-OTHERS = ("depthwise", "network_plan", "network_steps", "network_amx", "isa")
+OTHERS = ("stencil/forward", "engine/plan", "engine/steps", "gemm/multiply_amx", "isa/isa")
 SOURCES = [
     *(CSRC / "cpu" / f"{name}.cpp" for name in (*KERNELS, *OTHERS)),
     ROOT / "tests" / "cpu_kernels" / "plain_driver.cpp",

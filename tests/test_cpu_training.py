@@ -416,7 +416,7 @@ def test_results_do_not_depend_on_the_number_of_threads() -> None:
 
 
 def test_results_too_large_for_caches_are_those_of_single_images() -> None:
-    """From 16 MB on, results are stored in another way (csrc/cpu/streaming.h); an image alone is below that."""
+    """From 16 MB on, results are stored in another way (csrc/cpu/isa/streaming.h); an image alone is below that."""
     x, narrow = image(2, 32, 256, 260), image(2, 8, 256, 260)
     assert x.numel() > 4 << 20 > x[:1].numel()
     stencil, matrix, vectors = torch.randn(32, 1, 3, 3), torch.randn(32, 8), bn_grad(8)

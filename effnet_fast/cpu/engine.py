@@ -1,4 +1,4 @@
-"""The CPU engine: a folded network packed once, then run by one native call (``csrc/cpu/network.h``)."""
+"""The CPU engine: a folded network packed once, then run by one native call (``csrc/cpu/engine/network.h``)."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class Program:
         return out
 
     def step_times(self, x: Tensor) -> list[tuple[int, int]]:
-        """Run once and return ``(kind, nanoseconds)`` of every step, kinds numbered as in ``csrc/cpu/network.h``."""
+        """Run once and return ``(kind, nanoseconds)`` of every step, kinds numbered as in ``csrc/cpu/engine/network.h``."""
         _, times = self._call(x, timed=True)
         assert times is not None
         return times

@@ -1,4 +1,4 @@
-"""Weights in the order the engine's kernels read them; the formats are those of ``csrc/cpu/network.h``."""
+"""Weights in the order the engine's kernels read them; the formats are those of ``csrc/cpu/engine/network.h``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SiLU in units: a block's weights such that its activations take fewer instructions (``csrc/cpu/network.h``)."""
+"""SiLU in units: a block's weights such that its activations take fewer instructions (``csrc/cpu/engine/network.h``)."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "common/amx_cpuid.h"
-#include "cpu/network_amx.h"
+#include "cpu/gemm/multiply_amx.h"
 #include "product.h"
 
 extern "C" void amx_emulate();

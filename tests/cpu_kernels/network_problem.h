@@ -4,7 +4,7 @@
 
 #include <functional>
 
-#include "cpu/network_plan.h"
+#include "cpu/engine/plan.h"
 #include "product.h"
 
 namespace network {

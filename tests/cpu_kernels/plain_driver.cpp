@@ -4,7 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "cpu/depthwise.h"
+#include "cpu/stencil/forward.h"
 #include "network_problem.h"
 
 namespace {

@@ -8,7 +8,8 @@
 #include <random>
 #include <vector>
 
-#include "cpu/network_kernels.h"
+#include "cpu/gemm/multiply.h"
+#include "cpu/isa/storage.h"
 
 namespace product {
 

@@ -22,7 +22,7 @@ def build(name: str, sources: Sequence[Path], flags: Sequence[str], compiler: st
         pytest.skip(f"needs {command[0]}")
     digest = hashlib.sha256(" ".join([*command, *flags, *map(str, sources)]).encode())
     for path in sorted(
-        {*sources, *CSRC.glob("common/*.h"), *CSRC.glob("cpu/*.h"), *ROOT.glob("tests/cpu_kernels/*.h")}
+        {*sources, *CSRC.glob("common/*.h"), *CSRC.glob("cpu/*/*.h"), *ROOT.glob("tests/cpu_kernels/*.h")}
     ):
         digest.update(path.read_bytes())
     target = ROOT / "build" / "cpu_tests" / f"{name}-{digest.hexdigest()[:16]}"
@@ -37,7 +37,8 @@ def build(name: str, sources: Sequence[Path], flags: Sequence[str], compiler: st
         assert done.returncode == 0, done.stderr[-4000:]
 
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
-        objects = [str(Path(folder) / f"{path.stem}.o") for path in sources]
+        # Files of the same name may lie in several folders.
+        objects = [str(Path(folder) / f"{index}_{path.stem}.o") for index, path in enumerate(sources)]
         list(
             pool.map(
                 lambda pair: call(["-c", str(pair[0]), "-o", pair[1]]), zip(sources, objects, strict=True)
