@@ -195,6 +195,7 @@ def test_interrupted_sweeps_keep_what_they_have(quick: list[str], tmp_path: Path
     process = subprocess.Popen(
         [*command, "--out", str(out)],
         stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
         # Tests that a shell runs in the background inherit that Ctrl-C is ignored.
@@ -205,11 +206,13 @@ def test_interrupted_sweeps_keep_what_they_have(quick: list[str], tmp_path: Path
         while not out.exists() and time.monotonic() < deadline and process.poll() is None:
             time.sleep(0.1)
         os.kill(process.pid, signal.SIGINT)
-        text, _ = process.communicate(timeout=120)
+        text, errors = process.communicate(timeout=120)
     finally:
         process.kill()
     assert process.returncode == 130
-    assert len(results.read(out)["rows"]) >= 1 and "batch 1," in text
+    rows = len(results.read(out)["rows"])
+    assert rows >= 1 and "batch 1," in text
+    assert errors == f"effnet-fast bench: interrupted, {rows} of 399 rows; {out} has what was measured\n"
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import builtins
-import io
 import json
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from terminal import Terminal
 
 import effnet_fast
 from effnet_fast import cli, labels, native
@@ -329,11 +329,6 @@ def test_closed_pipe() -> None:
     command = f"set -o pipefail; {sys.executable} -m effnet_fast info --no-devices --json | head -c 1"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=300, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "{", "")
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
 
 
 @pytest.mark.parametrize("rich", [True, False])

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from ..errors import EffnetFastError
 from . import blocks, designs, results, roofline, targets
 from .process import PATIENCE, Process
+from .remaining import Remaining, Step, expectation
 from .stats import summarize
 from .targets import DTYPES, Job
 
@@ -42,12 +43,12 @@ class Sweep:
         self.rows = [row for row in earlier if tuple(row[name] for name in results.KEY) not in again]
         self._kept = len(self.rows)
         self.data: dict[str, Any] = {"environment": results.facts(plan.device), "rows": self.rows}
-        self.steps = len(plan.jobs) * len(plan.providers)
         self._rates: dict[str, roofline.Device] = {}
         self._deadline = time.monotonic() + plan.budget if plan.budget else float("inf")
         self._file = ""
         # Rates and references in a process of their own: what they leave behind would count as a provider's memory.
         self._referee = Process("eager", plan.device)
+        self.remaining = Remaining(_steps(plan), expectation(plan.device, plan.seconds))
 
     @property
     def fresh(self) -> list[results.Row]:
@@ -82,7 +83,8 @@ class Sweep:
             self.data["environment"]["load_after"] = round(os.getloadavg()[0], 1)
 
     def _measure_rates(self, dtype: str) -> None:
-        answer = self._ask_in_time(self._referee, do="rates", dtype=dtype)
+        with self.remaining.timed(Step("rates", None, dtype)):
+            answer = self._ask_in_time(self._referee, do="rates", dtype=dtype)
         if answer["status"] != "ok":
             return
         facts = self.data["environment"]
@@ -96,14 +98,18 @@ class Sweep:
 
     def _reference(self, job: Job) -> dict[str, Any]:
         """Weights and fp64 results, made once: for a large model they take longer than the timing."""
-        answer = self._ask_in_time(self._referee, do="reference", job=list(job), path=self._file)
+        with self.remaining.timed(Step("reference", job, "")):
+            answer = self._ask_in_time(self._referee, do="reference", job=list(job), path=self._file)
         self._referee.pause()
         return answer
 
     def _prepare(self, process: Process, job: Job, reference: dict[str, Any]) -> dict[str, Any]:
-        if reference["status"] != "ok":
-            return {**reference, "samples": []}
-        answer = self._ask_in_time(process, do="prepare", job=list(job), path=self._file)
+        answer = reference
+        if reference["status"] == "ok":
+            with self.remaining.timed(Step("prepare", job, process.provider)):
+                answer = self._ask_in_time(process, do="prepare", job=list(job), path=self._file)
+        if answer["status"] != "ok":
+            self.remaining.skip(job, process.provider)
         return {**answer, "samples": []}
 
     def _ask_in_time(self, process: Process, **message: Any) -> dict[str, Any]:
@@ -113,9 +119,10 @@ class Sweep:
                 return answer
         return {"status": "skipped", "reason": "the time budget was used up"}
 
-    def _measure(self, process: Process, prepared: dict[str, Any]) -> None:
+    def _measure(self, process: Process, job: Job, prepared: dict[str, Any]) -> None:
         if prepared["status"] == "ok":
-            answer = process.ask(do="measure", seconds=self.plan.seconds)
+            with self.remaining.timed(Step("measure", job, process.provider)):
+                answer = process.ask(do="measure", seconds=self.plan.seconds)
             prepared["samples"] += answer.get("seconds", [])
             if answer["status"] != "ok":
                 prepared.update(answer)
@@ -133,7 +140,7 @@ class Sweep:
                 if index and self._left() <= 0:
                     break
                 for process, answer in zip(processes, answers, strict=True):
-                    self._measure(process, answer)
+                    self._measure(process, job, answer)
                     process.pause()
         except KeyboardInterrupt:
             self._keep(job, processes, answers, finished)
@@ -153,7 +160,7 @@ class Sweep:
                 for index in range(self.plan.rounds):
                     if index and self._left() <= 0:
                         break
-                    self._measure(process, answer)
+                    self._measure(process, job, answer)
             except KeyboardInterrupt:
                 self._keep(job, [process], [answer], finished)
                 raise
@@ -186,6 +193,16 @@ class Sweep:
             row["roofline"] = roofline_fraction(job, row["median_ms"], self._rates[job.dtype])
         self.rows.append(row)
         finished(row)
+
+
+def _steps(plan: Plan) -> list[Step]:
+    """Everything a sweep asks its processes, in any order."""
+    steps = [Step("rates", None, dtype) for dtype in dict.fromkeys(job.dtype for job in plan.jobs)]
+    for job in plan.jobs:
+        steps.append(Step("reference", job, ""))
+        for provider in plan.providers:
+            steps += [Step("prepare", job, provider), *[Step("measure", job, provider)] * plan.rounds]
+    return steps
 
 
 def make_row(job: Job, provider: str, answer: dict[str, Any]) -> results.Row:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
 from ..bench import results, sweep
 from ..bench.providers import PROVIDERS, default_providers, is_ours, named
+from ..bench.report.data import BUSY
 from ..bench.targets import DTYPES, MODES
 from ..errors import EffnetFastError
 from . import options
@@ -99,11 +101,17 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
         work.data["environment"]["load_before"] = earlier["environment"].get("load_before")
     interrupted = _run(work, arguments, output)
     _show(work.rows, output)
+    _show_load(work.data["environment"], output)
     changes = results.compare(old["rows"], work.fresh) if old else []
     if old:
         _show_changes(changes, old["environment"], work.data["environment"], output)
     output.data({**work.data, **({"changes": [c._asdict() for c in changes]} if old else {})})
     if interrupted:
+        kept = f"; {arguments.out} has what was measured" if arguments.out else ""
+        print(
+            f"effnet-fast bench: interrupted, {len(work.fresh)} of {len(jobs) * len(providers)} rows{kept}",
+            file=sys.stderr,
+        )
         return 130
     return 1 if any(change.verdict == "worse" for change in changes) else 0
 
@@ -118,14 +126,9 @@ def _run(work: sweep.Sweep, arguments: argparse.Namespace, output: Output) -> bo
         if arguments.csv:
             results.write_csv(arguments.csv, work.rows)
 
-    with output.progress("measuring", work.steps) as advance:
-
-        def finished(row: results.Row) -> None:
-            save()
-            advance()
-
+    with output.remaining("measuring", work.remaining):
         try:
-            work.run(finished)
+            work.run(lambda row: save())
         except KeyboardInterrupt:
             return True
         finally:
@@ -133,39 +136,52 @@ def _run(work: sweep.Sweep, arguments: argparse.Namespace, output: Output) -> bo
     return False
 
 
+#: Left out in this order where the line is too short.
+MINOR = (("p20", "p80"), ("memory MB",), ("of roofline",))
+COLUMNS = ("provider", "median ms", "p20", "p80", "images/s", "memory MB", "error", "speed-up", "of roofline")
+LEGEND = (
+    "*: effnet_fast's",
+    "error: the largest difference from fp64 over the largest value; in training of",
+    "  the stem's weight gradient",
+    "speed-up: over the fastest row without *",
+    "of roofline: the least time at rates measured here over the time taken",
+)
+
+
 def _show(rows: list[results.Row], output: Output) -> None:
-    """One table per job."""
+    """One table per job, what was not measured below it, and what the columns mean once."""
     for job in dict.fromkeys(map(results.job_of, rows)):
         model, mode, batch, resolution, dtype = job
-        cells = [_cells(row) for row in rows if results.job_of(row) == job]
-        columns = (
-            "provider",
-            "median ms",
-            "p20",
-            "p80",
-            "images/s",
-            "memory MB",
-            "error",
-            "speed-up",
-            "of roofline",
-        )
-        output.table(columns, cells, f"{model}, {mode}, batch {batch}, {resolution} x {resolution}, {dtype}")
+        ours = [row for row in rows if results.job_of(row) == job]
+        title = f"{model}, {mode}, batch {batch}, {resolution} x {resolution}, {dtype}"
+        output.table(COLUMNS, [_cells(row) for row in results.measured(ours)], title, MINOR)
+        for row in ours:
+            if not row["median_ms"]:
+                reason = f": {row['reason']}" if row.get("reason") else ""
+                output.line(f"not measured: {row['provider']}, {row['status']}{reason}")
         output.line()
+    if results.measured(rows):
+        for line in LEGEND:
+            output.line(line)
 
 
 def _cells(row: results.Row) -> tuple[str, ...]:
-    if not row["median_ms"]:
-        return (row["provider"], f"{row['status']}: {row.get('reason', '')}"[:70], *("",) * 7)
-    speedup = "" if row["speedup"] is None else f"{row['speedup']:.2f}"
     return (
         row["provider"] + (" *" if is_ours(row["provider"]) else ""),
         *(f"{row[name]:.3f}" for name in ("median_ms", "p20_ms", "p80_ms")),
         f"{row['images_per_second']:.1f}",
         f"{row['peak_memory_mb']:.0f}",
         "" if row["max_error"] is None else f"{row['max_error']:.1e}",
-        speedup,
+        "" if row["speedup"] is None else f"{row['speedup']:.2f}",
         "" if row["roofline"] is None else f"{100 * row['roofline']:.0f} %",
     )
+
+
+def _show_load(environment: dict[str, Any], output: Output) -> None:
+    before, after = environment["load_before"], environment.get("load_after")
+    output.line(f"load average: {before} before, {after} after, on {environment['cores']} cores")
+    if before is not None and before > BUSY:
+        output.line("others were at work on this machine: trust ratios more than times")
 
 
 def _show_changes(

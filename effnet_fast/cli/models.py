@@ -38,6 +38,7 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
             )
             for s in summaries
         ],
+        minor=(("dropout", "features"),),
     )
     _show_all_stages(summaries, output)
     output.line("sizes and costs of one model's stages: effnet-fast models b3")

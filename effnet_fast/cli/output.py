@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
+
+from ..bench.remaining import Remaining
+from . import table as layout
 
 
 def _console(stream: Any) -> Any:
@@ -20,20 +27,11 @@ def _console(stream: Any) -> Any:
     return Console(file=stream, highlight=False)
 
 
-def _is_number(cell: str) -> bool:
-    return cell[:1].isdigit() or (cell[:1] in "-+" and cell[1:2].isdigit())
-
-
-def _rich_table(columns: Sequence[str], rows: Sequence[Sequence[str]], right: list[bool]) -> Any:
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold cyan underline")
-    for column, is_right in zip(columns, right, strict=True):
-        table.add_column(Text(column), justify="right" if is_right else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
-    return table
+def line_width() -> int | None:
+    """Characters of a line: those of the terminal, or of COLUMNS; ``None`` where the output is a file or a pipe."""
+    if not sys.stdout.isatty() and not os.environ.get("COLUMNS"):
+        return None
+    return shutil.get_terminal_size().columns
 
 
 class Output:
@@ -49,42 +47,52 @@ class Output:
             print(json.dumps(value, indent=2, default=str))
 
     def line(self, text: str = "") -> None:
+        self._write(text)
+
+    def heading(self, text: str) -> None:
+        self._write(text, "bold")
+
+    def _write(self, text: str, style: str = "") -> None:
         if self.as_json:
             return
         if self._console:
             # Wrapped by the terminal, not by rich, which would break paths and commands to be copied.
-            self._console.print(text, markup=False, soft_wrap=True)
+            self._console.print(text, style=style or None, markup=False, soft_wrap=True)
         else:
             print(text)
 
-    def heading(self, text: str) -> None:
-        if self.as_json:
-            return
-        if self._console:
-            self._console.print(text, style="bold", markup=False)
-        else:
-            print(text)
+    def table(
+        self,
+        columns: Sequence[str],
+        rows: Sequence[Sequence[str]],
+        title: str = "",
+        minor: Sequence[Sequence[str]] = (),
+    ) -> None:
+        """A table; a column whose cells are all numbers (or empty) is aligned to the right.
 
-    def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:
-        """A table; a column whose cells are all numbers (or empty) is aligned to the right."""
-        if self.as_json:
-            return
-        right = [
-            any(row[i] for row in rows) and all(_is_number(row[i]) for row in rows if row[i])
-            for i in range(len(columns))
-        ]
+        Where the line is too short, groups of ``minor`` columns are left out, as a line below says, and what then
+        remains is folded into several tables that share their first column, which may be shortened.
+        """
+        room = line_width()
+        first = max(len(row[0]) for row in (columns, *rows))
+        if room is not None and sys.stdout.isatty() and first > room // 2:
+            first = max(room // 2, len(columns[0]))
+            rows = [(layout.shortened(row[0], first), *row[1:]) for row in rows]
+        widths = [max(len(row[i]) for row in (columns, *rows)) for i in range(len(columns))]
+        pieces, left_out = layout.layout(columns, widths, room, minor)
         if title:
             self.heading(title)
-        if self._console:
-            self._console.print(_rich_table(columns, rows, right))
-            return
-        widths = [max(len(row[i]) for row in (columns, *rows)) for i in range(len(columns))]
-        for row in (columns, ["-" * width for width in widths], *rows):
-            cells = (
-                cell.rjust(width) if is_right else cell.ljust(width)
-                for cell, width, is_right in zip(row, widths, right, strict=True)
-            )
-            print("  ".join(cells).rstrip())
+        for number, piece in enumerate(pieces):
+            if number:
+                self.line()
+            header, *body = layout.lines(columns, rows, widths, piece)
+            self._write(header, "bold cyan")
+            if not self._console:
+                self.line(layout.GAP.join("-" * widths[i] for i in piece))
+            for text in body:
+                self.line(text)
+        if left_out:
+            self.line(f"left out at this width: {', '.join(left_out)}")
 
     def bar(self, share: float, width: int) -> str:
         """A bar for a table: ``share`` of ``width`` characters, one at least; ``#`` where blocks cannot be printed."""
@@ -108,3 +116,48 @@ class Output:
         with Progress(*columns, console=console, transient=True) as bar:
             task = bar.add_task(label, total=total)
             yield lambda: bar.advance(task)
+
+    @contextmanager
+    def remaining(self, label: str, remaining: Remaining) -> Iterator[None]:
+        """A line on stderr that follows an estimate of the time that is left: a bar of rich, or plain text now and then."""
+        ended = threading.Event()
+        console = None if self.as_json else _console(sys.stderr)
+        if console is None:
+            show = partial(_say_now_and_then, label, remaining, ended)
+            quiet = self.as_json or not sys.stderr.isatty()
+        else:
+            show, quiet = partial(_follow, label, remaining, ended, console), False
+        thread = threading.Thread(target=show, daemon=True)
+        if not quiet:
+            thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            if not quiet:
+                thread.join()
+
+
+def _follow(label: str, remaining: Remaining, ended: threading.Event, console: Any) -> None:
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("about {task.fields[left]} left"))
+    with Progress(*columns, console=console, transient=True, refresh_per_second=2) as bar:
+        task = bar.add_task(label, total=1.0, left=duration(remaining.seconds()))
+        while not ended.wait(0.5):
+            bar.update(task, completed=remaining.share(), left=duration(remaining.seconds()))
+
+
+def _say_now_and_then(label: str, remaining: Remaining, ended: threading.Event) -> None:
+    while True:
+        print(f"{label}: about {duration(remaining.seconds())} left", file=sys.stderr, flush=True)
+        if ended.wait(max(5.0, remaining.seconds() / 4)):
+            return
+
+
+def duration(seconds: float) -> str:
+    """As one says it: 40 s, 3 min, 1 h 20 min."""
+    if seconds < 90:
+        return f"{max(1, round(seconds)):d} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"

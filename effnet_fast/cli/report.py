@@ -66,5 +66,5 @@ def _show(devices: list[report.Device], output: Output) -> None:
             )
             for duel in report.duels(device.models, job)
         ]
-        columns = ("job", "images/s", "fastest of effnet_fast", "images/s", "fastest baseline", "speed-up")
+        columns = ("job", "ours, images/s", "by", "baseline, images/s", "by", "speed-up")
         output.table(columns, rows, device.name)
