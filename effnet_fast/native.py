@@ -143,7 +143,7 @@ def find(product: str) -> Status:
             reason = f"{path.name} was built from other sources ({was}, now {wanted})"
             refused = refused or _refused(reason, build.COMMAND)
         else:
-            facts = {key: value for key, value in entry.items() if key not in ("file", "sources")}
+            facts = {key: value for key, value in entry.items() if key not in ("file", "sources", "seconds")}
             return Status(False, path, "", "", facts)
     return refused or _refused(*build.why_missing(product, left_out or ""))
 
