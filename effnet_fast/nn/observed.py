@@ -9,7 +9,15 @@ from torch.autograd import forward_ad
 from torch.overrides import _get_current_function_mode_stack, _len_torch_function_stack
 from torch.utils._device import DeviceContext
 
+from ..ops.declare import constant_result
+
 _TENSORS = (Tensor, nn.Parameter)
+
+
+# torch 2.11's compiler takes the question for true wherever it traces it, so it is not to be traced.
+@constant_result
+def _exporting() -> bool:
+    return torch.compiler.is_exporting()
 
 
 def recorded(x: object) -> bool:
@@ -18,7 +26,7 @@ def recorded(x: object) -> bool:
     ``torch.func`` and forward-mode derivatives transform every operation and ask each for rules that ours lack.
     """
     if torch.compiler.is_compiling():
-        return torch.compiler.is_exporting()
+        return _exporting()
     return (
         torch.jit.is_tracing()
         or torch._C._are_functorch_transforms_active()

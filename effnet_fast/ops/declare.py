@@ -32,7 +32,13 @@ def constant_result(function: Function) -> Function:
 
 def autocast_enabled(device_type: str) -> bool:
     """Whether autocast is on for a kind of device; devices without autocast (meta) are never under it."""
-    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+    return _has_autocast(device_type) and torch.is_autocast_enabled(device_type)
+
+
+# torch 2.11's compiler cannot trace the question.
+@constant_result
+def _has_autocast(device_type: str) -> bool:
+    return torch.amp.is_autocast_available(device_type)
 
 
 def is_plain(args: tuple[Any, ...]) -> bool:

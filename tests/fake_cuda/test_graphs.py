@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from .log import short
 from .process import Device, JobError
 
 modes = pytest.mark.parametrize("mode", ["inference", "training"])
@@ -15,8 +16,10 @@ def test_capture(device: Device, mode: str, warm: bool) -> None:
     run = device.run("blocks.captured", mode, warm)
     assert not run.log.violations
     capture, replay = run.parts["capture"], run.parts["replay"]
-    assert capture.launches and all(launch.captured for launch in capture.launches)
-    assert capture.graphs == replay.replays and capture.graphs[0] >= capture.kernels
+    # PyTorch fills its generator's state before the capture begins.
+    outside = {short(launch.name) for launch in capture.launches if not launch.captured}
+    assert outside <= {"vectorized_elementwise_kernel<FillFunctor>"} and len(capture.launches) > len(outside)
+    assert capture.graphs == replay.replays and capture.graphs[0] >= len(capture.launches) - 2
     assert bool(capture.modules) != warm
 
 
