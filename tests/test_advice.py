@@ -11,7 +11,7 @@ import torchvision
 from torch import nn
 
 import effnet_fast
-from effnet_fast import advice, build, dispatch, native
+from effnet_fast import advice, build, cli, dispatch, native
 
 
 @pytest.fixture
@@ -108,6 +108,30 @@ def test_patching_nothing_is_said_each_time(missing: set[str]) -> None:
     with pytest.raises(effnet_fast.EffnetFastError, match="no MBConv block"):
         effnet_fast.patch(model, strict=True)
     assert heard(effnet_fast.report, model) == []
+
+
+def test_counting_a_model_says_nothing(missing: set[str]) -> None:
+    """On the meta device nothing is computed."""
+    with torch.device("meta"):
+        assert heard(effnet_fast.b0) == []
+    assert heard(effnet_fast.models.summarize, "b0", 96) == []
+
+
+def test_the_command_line_says_it_in_a_line(
+    missing: set[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(arguments: object, output: object) -> int:
+        effnet_fast.patch(block())
+        warnings.warn("another's", RuntimeWarning, stacklevel=1)
+        return 0
+
+    monkeypatch.setattr(cli.models, "run", run)
+    assert cli.main(["models"]) == 0
+    ours, *other = capsys.readouterr().err.splitlines()
+    assert ours.startswith("effnet-fast: warning: the CPU kernels are missing") and ours.endswith(
+        "compiles them"
+    )
+    assert "RuntimeWarning: another's" in other[0]
 
 
 def test_help_names_every_library() -> None:

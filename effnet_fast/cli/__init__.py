@@ -8,8 +8,9 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import warnings
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 from ..build import version
 from ..errors import EffnetFastError
@@ -58,6 +59,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0, what the subcommand says, 2 for bad input (one line on stderr), 130 after Ctrl-C.
     """
     parser = make_parser()
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        return _run(parser, argv)
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Our own warnings as one line, without the place in the code, which is nobody's here."""
+    text = str(message)
+    if not text.startswith("effnet_fast: "):
+        text = warnings.formatwarning(message, category, filename, lineno, line).rstrip()
+    else:
+        text = f"effnet-fast: warning: {text.removeprefix('effnet_fast: ')}"
+    print(text, file=sys.stderr)
+
+
+def _run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
     try:
         arguments = parser.parse_args(argv)
         if arguments.command is None:

@@ -74,9 +74,9 @@ def patch(
     ]
     if strict:
         _refuse_unsupported(model, found)
-    if found:
+    if any(parameter.device.type != "meta" for _, block in found for parameter in block.parameters()):
         advice.mention_missing_kernels()
-    else:
+    if not found:
         _warn_of_nothing(model, filter_fn is not None)
     for _, block in found:
         if not is_patched(block):
