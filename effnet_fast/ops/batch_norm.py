@@ -77,4 +77,4 @@ def _backward(ctx, grad):  # type: ignore[no-untyped-def]
     )
 
 
-differentiable(_batch_norm_finalize, _backward, _setup_context)
+differentiable(_batch_norm_finalize, _backward, _setup_context, saved={0: 0, 1: 1}, unneeded=(2,))

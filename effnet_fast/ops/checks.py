@@ -76,6 +76,9 @@ def output_size(op: str, x: Tensor, kernel: int, stride: int, padding: Padding) 
 
 def channels_last(x: Tensor) -> Tensor:
     """Dense NHWC memory, the layout of every kernel; a copy only where the strides say otherwise."""
+    if torch._C._are_functorch_transforms_active():
+        # Of what is batched no layout is known, and the reference, which runs then, asks for none.
+        return x
     return x.contiguous(memory_format=torch.channels_last)
 
 

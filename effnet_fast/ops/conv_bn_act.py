@@ -229,4 +229,4 @@ def _backward(ctx, dy, *_):  # type: ignore[no-untyped-def]
     return (dx if wanted[0] else None, *grads, *(None,) * (len(wanted) - 4))
 
 
-differentiable(_training, _backward, _setup_context)
+differentiable(_training, _backward, _setup_context, saved={0: 0, 1: 3})

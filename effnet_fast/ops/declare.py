@@ -13,6 +13,7 @@ from torch.autograd import forward_ad
 
 from .. import dispatch
 from ..types import Running
+from .double_backward import Originals, reference_gradients
 
 #: Tensors that nobody watches: of a subclass (fake, functional, distributed tensors) the dispatcher has to know.
 _PLAIN = frozenset((Tensor, torch.nn.Parameter))
@@ -50,11 +51,16 @@ def is_plain(args: tuple[Any, ...]) -> bool:
         return False
     if torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack():
         return False
-    if torch._C._functorch.peek_interpreter_stack() is not None or torch._C._get_tracing_state() is not None:
-        return False
-    if forward_ad._current_level >= 0:
+    if torch._C._get_tracing_state() is not None or is_transformed():
         return False
     return all(type(a) in _PLAIN and not a.is_meta for a in args if isinstance(a, Tensor))
+
+
+def is_transformed() -> bool:
+    """Whether ``torch.func`` or forward-mode derivatives are at work, which ask every op for rules that ours lack."""
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 class KernelOp:
@@ -68,7 +74,7 @@ class KernelOp:
         # What is moved in place is no part of the op, which is functional.
         signature = inspect.signature(body, eval_str=True)
         kept = [p for p in signature.parameters.values() if p.name != "running"]
-        self._arity = len(kept)
+        self.arity = len(kept)
         functional = functools.wraps(body)(lambda *args: self._body(*args))
         functional.__signature__ = signature.replace(parameters=kept)  # type: ignore[attr-defined]
         schema = torch.library.infer_schema(functional, mutates_args=())
@@ -77,16 +83,23 @@ class KernelOp:
         functools.update_wrapper(self, body)
 
     def __call__(self, *args: Any) -> Any:
-        if len(args) == self._arity and is_plain(args):
+        if len(args) == self.arity and is_plain(args):
             return self._plainly(args)
+        if is_transformed():
+            return self.composed(*args)
         return self.op(*args)
+
+    def composed(self, *args: Any) -> Any:
+        """The op as a composition of PyTorch's, which every transformation knows how to differentiate."""
+        with dispatch.forcing(("reference",)):
+            return self._body(*args)
 
     def moving(self, running: tuple[Running | None, ...], args: tuple[Any, ...]) -> tuple[Any, bool]:
         """The op's outputs, and whether its body has moved ``running`` too: called plainly it may."""
         buffers = [t for r in running if r is not None for t in r.tensors]
         if is_plain((*args, *buffers)):
             return self._plainly((*args, running)), True
-        return self.op(*args), False
+        return self(*args), False
 
     def _plainly(self, args: tuple[Any, ...]) -> Any:
         if not torch.is_grad_enabled():
@@ -138,17 +151,35 @@ def kernel_op(name: str) -> Callable[[Callable[..., Any]], KernelOp]:
     return functools.partial(KernelOp, name)
 
 
-def differentiable(op: KernelOp, backward: Callable[..., Any], setup_context: Callable[..., None]) -> None:
+def differentiable(
+    op: KernelOp,
+    backward: Callable[..., Any],
+    setup_context: Callable[..., None],
+    saved: dict[int, int],
+    unneeded: tuple[int, ...] = (),
+) -> None:
     """Register an op's autograd formula; the backward asks the backends that the forward was told to use.
 
     For CUDA tensors autograd runs backwards in threads of its own, which know nothing of ``use_backend``.
+
+    A backward that is to be differentiated itself (``create_graph=True``: gradient penalties, products with the
+    Hessian) does not run the formula, whose kernels are opaque, but differentiates the op's reference.
+
+    Args:
+        saved: where ``setup_context`` saves an input: place among the inputs -> place among the saved tensors.
+        unneeded: inputs whose value no derivative depends on, because they are added.
     """
 
     def remember(ctx: Any, inputs: Any, output: Any) -> None:
         ctx.backends = dispatch.forced_backends()
         setup_context(ctx, inputs, output)
+        ctx.originals = Originals(inputs[: op.arity], saved, unneeded)
 
     def run(ctx: Any, *grads: Any) -> Any:
+        if torch.is_grad_enabled():
+            inputs = ctx.originals.restore(ctx.saved_tensors)
+            derivatives = reference_gradients(op.composed, inputs, ctx.needs_input_grad, grads)
+            return (*derivatives, *(None,) * (len(ctx.needs_input_grad) - len(derivatives)))
         with dispatch.forcing(ctx.backends):
             return backward(ctx, *grads)
 

@@ -315,4 +315,6 @@ def _backward(ctx, dy, *_):  # type: ignore[no-untyped-def]
     return (dx if wanted[0] else None, *grads, *(None,) * (len(wanted) - 20))
 
 
-differentiable(mbconv_training, _backward, _setup_context)
+#: x; the convolutions; squeeze-and-excite; stochastic depth's factors.
+_SAVED = {0: 0, 1: 9, 6: 10, 11: 11, **{16 + i: 12 + i for i in range(4)}, 20: 16}
+differentiable(mbconv_training, _backward, _setup_context, _SAVED)

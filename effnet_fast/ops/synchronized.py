@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ..errors import EffnetFastError
 from ..types import BatchNormParamGrad, BatchNormStats
 
 #: Row of a synchronised BatchNorm's statistics that holds how many values of all processes they are of.
@@ -35,6 +36,10 @@ def joint_statistics(
     Returns:
         Statistics of six rows, the last (:data:`JOINT_COUNT`) the number of values.
     """
+    if partials.requires_grad:
+        raise EffnetFastError(
+            "gradients of gradients through a synchronised BatchNorm are not defined, as for nn.SyncBatchNorm"
+        )
     processes = _resolve(group)
     channels = partials.shape[2]
     local = finalize(partials, None, None, eps)

@@ -30,6 +30,9 @@ def store(y: Tensor, like: Tensor) -> Tensor:
     Written into fresh memory because ``contiguous`` leaves the strides of [N, C, 1, 1] and C = 1 tensors
     as they are, and a fake kernel has to predict the strides exactly.
     """
+    if torch._C._are_functorch_transforms_active():
+        # Memory of its own cannot take what is batched.
+        return y.to(like.dtype)
     out = torch.empty(y.shape, dtype=like.dtype, device=y.device, memory_format=torch.channels_last)
     return out.copy_(y)
 
