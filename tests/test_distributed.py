@@ -12,7 +12,7 @@ from effnet_fast.testing import allowed, error
 
 JOBS = [
     *("data_parallel", "variants", "groups", "compiled", "checkpointed"),
-    *("one_process_eager", "fully_sharded"),
+    *("one_process_eager", "fully_sharded", "layouts"),
 ]
 
 
@@ -117,6 +117,12 @@ def test_fully_sharded(ranks, order: str, pieces: str) -> None:
         kept, reasons, name = rank["unpatched"]
         assert kept == [pieces == "blocks"] * 3 and reasons == ["not patched"] * 3
         assert name == ("FSDPMBConv" if pieces == "blocks" else "MBConv")
+
+
+def test_data_parallel_in_channels_last_warns_of_no_strides(ranks) -> None:
+    for rank in results(ranks, "layouts"):
+        assert rank["fused warnings"] == rank["stock warnings"] == []
+        assert_equal(rank["fused"], rank["stock"])
 
 
 def test_without_a_process_group_it_is_plain_batch_norm() -> None:

@@ -144,12 +144,12 @@ def _weights(parts: MBConvParts, dtype: torch.dtype) -> Weights:
         return None if part is None else norm_of(part.bn, wide)
 
     def matrix(part: ConvBN | None) -> Tensor | None:
-        return None if part is None else part.conv.weight.to(dtype).flatten(1)
+        return None if part is None else part.conv.weight.to(dtype)
 
     se = parts.squeeze_excite
     layers: tuple[Tensor | None, ...] = (None,) * 4
     if se is not None:
-        layers = (se.fc1.weight.flatten(1), se.fc1.bias, se.fc2.weight.flatten(1), se.fc2.bias)
+        layers = (se.fc1.weight, se.fc1.bias, se.fc2.weight, se.fc2.bias)
     return Weights(
         *(matrix(parts.expand), norm(parts.expand)),
         *(parts.depthwise.conv.weight.to(dtype), norm(parts.depthwise)),  # type: ignore[arg-type]

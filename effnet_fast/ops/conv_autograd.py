@@ -27,6 +27,19 @@ def maybe_affine(scale: Tensor | None, shift: Tensor | None) -> Affine | None:
     return None if scale is None or shift is None else Affine(scale, shift)
 
 
+def as_weight(gradient: Tensor | None, weight: Tensor | None) -> Tensor | None:
+    """A weight's gradient in the weight's shape and strides, without a copy where the order in memory is the same.
+
+    PyTorch's convolutions do so, and DistributedDataParallel's buckets count on it: a channels_last [Cout, Cin, 1, 1] is laid
+    out as a [Cout, Cin], but its strides are others.
+    """
+    if gradient is None or weight is None or gradient.stride() == weight.stride():
+        return gradient
+    if gradient.is_contiguous() and weight.is_contiguous():
+        return gradient.as_strided(weight.shape, weight.stride())
+    return torch.empty_like(weight, dtype=gradient.dtype).copy_(gradient.view(weight.shape))
+
+
 def merge_stats(stats: Tensor) -> Tensor:
     """Partial statistics [P, 3, C] -> [2, C] (mean, biased variance)."""
     count, means, m2 = stats.unbind(1)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..types import BatchNormStats, Running, accumulation_dtype, move_running
 from . import checks
+from .conv_autograd import as_weight
 from .conv_bn_act_kernels import Layer, inference, training_backward, training_forward
 from .declare import differentiable, kernel_op
 from .mbconv_kernels import BatchNorm
@@ -219,14 +220,20 @@ def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
 def _backward(ctx, dy, *_):  # type: ignore[no-untyped-def]
     if dy is None:
         return (None,) * len(ctx.needs_input_grad)
-    wanted = ctx.needs_input_grad
-    dx, dweight, bn = _backward_op(dy, *ctx.saved_tensors, *ctx.fixed, wanted[0], wanted[1])
+    # Read once: under checkpointing a second reading is an error.
+    wanted, saved = ctx.needs_input_grad, ctx.saved_tensors
+    dx, dweight, bn = _backward_op(dy, *saved, *ctx.fixed, wanted[0], wanted[1])
     dbias, dscale = bn.unbind(0)
     grads = [
         gradient.to(dtype) if want and dtype is not None else None
         for gradient, dtype, want in zip((dweight, dscale, dbias), ctx.dtypes, wanted[1:4], strict=True)
     ]
-    return (dx if wanted[0] else None, *grads, *(None,) * (len(wanted) - 4))
+    return (
+        dx if wanted[0] else None,
+        as_weight(grads[0], saved[3]),
+        *grads[1:],
+        *(None,) * (len(wanted) - 4),
+    )
 
 
 differentiable(_training, _backward, _setup_context, saved={0: 0, 1: 3})

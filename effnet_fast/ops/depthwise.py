@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import dispatch
 from ..types import ConvOut, Norm, accumulation_dtype
 from . import checks
-from .conv_autograd import epilogue_backward, maybe_affine, merge_stats
+from .conv_autograd import as_weight, epilogue_backward, maybe_affine, merge_stats
 from .declare import differentiable, kernel_op
 
 KERNEL_SIZES = (3, 5, 7)
@@ -196,7 +196,7 @@ def _backward(ctx, grad_y, grad_pooled, grad_stats):  # type: ignore[no-untyped-
         dx = (dx * in_scale[:, None, None]).to(x.dtype)
     return (
         dx if need_dx else None,
-        dweight.to(weight.dtype) if need_dw else None,
+        as_weight(dweight.to(weight.dtype), weight) if need_dw else None,
         *(None, None),
         *(din_scale, din_shift, None),
         *(grads.dscale, grads.dshift, None),

@@ -36,7 +36,7 @@ class BatchNorm(NamedTuple):
 class Weights(NamedTuple):
     """Everything learnt in a block. No expansion: ``expand`` is ``None``. No squeeze-and-excite: ``w1`` is ``None``."""
 
-    expand: Tensor | None  # [C, Cin]
+    expand: Tensor | None  # [C, Cin]; modules hand the op [C, Cin, 1, 1], here and for the other matrices
     expand_bn: BatchNorm | None
     depthwise: Tensor  # [C, 1, k, k]
     depthwise_bn: BatchNorm

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..types import BatchNormStats, accumulation_dtype
 from . import checks
+from .conv_autograd import as_weight
 from .declare import differentiable, kernel_op
 from .mbconv_kernels import (
     BatchNorm,
@@ -47,9 +48,14 @@ def _unflatten(
     names = groups.split(",")
     for i in range(3):
         conv, *vectors = flat[5 * i : 5 * i + 5]
-        conv = None if conv is None else conv.contiguous()
+        # Of the 1x1 convolutions [Cout, Cin, 1, 1] comes in as it is: a view outside of the op would hide its strides
+        # from the backward, and cost two more nodes of the graph.
+        if conv is not None:
+            conv = conv.contiguous() if i == 1 else conv.contiguous().flatten(1)
         parts += [conv, None if conv is None else BatchNorm(*vectors, eps[i], training[i], names[i])]
-    return Weights(*parts, *flat[15:19])  # type: ignore[arg-type]
+    w1, b1, w2, b2 = flat[15:19]
+    w1, w2 = (None if w is None else w.flatten(1) for w in (w1, w2))
+    return Weights(*parts, w1, b1, w2, b2)  # type: ignore[arg-type]
 
 
 def _settings(
@@ -271,13 +277,13 @@ def _(
     expands, squeezes = expand is not None, w1 is not None
     return (
         _image(x, *x.shape[1:]) if needs[0] else x.new_empty(0),
-        vector(expand.shape if expands else 0, needs[1]),
+        vector(expand.shape[:2] if expands else 0, needs[1]),
         vector((2, c), expands),
         *(vector(depthwise.shape, needs[2]), vector((2, c))),
-        *(vector(project.shape, needs[3]), vector((2, cout))),
-        vector(w1.shape if squeezes else 0),
+        *(vector(project.shape[:2], needs[3]), vector((2, cout))),
+        vector(w1.shape[:2] if squeezes else 0),
         vector(w1.shape[0] if squeezes else 0, b1 is not None),
-        vector(w2.shape if squeezes else 0),
+        vector(w2.shape[:2] if squeezes else 0),
         vector(c, squeezes and b2 is not None),
     )
 
@@ -301,7 +307,9 @@ def _backward(ctx, dy, *_):  # type: ignore[no-untyped-def]
     wanted = ctx.needs_input_grad
     expands = ctx.dtypes[0] is not None
     needs = [wanted[0], wanted[1] and expands, wanted[6], wanted[11]]
-    dx, *rest = mbconv_backward(dy, *ctx.saved_tensors, training, needs, *scalars)
+    saved = ctx.saved_tensors
+    dx, *rest = mbconv_backward(dy, *saved, training, needs, *scalars)
+    expand, depthwise, project, w1, _, w2 = saved[9:15]
     # Back to the flat order: [conv, bn.weight, bn.bias, bn.mean, bn.var] for each convolution, then w1, b1, w2, b2.
     flat: list[Tensor | None] = []
     for conv, bn in (rest[0:2], rest[2:4], rest[4:6]):
@@ -312,6 +320,8 @@ def _backward(ctx, dy, *_):  # type: ignore[no-untyped-def]
         gradient.to(dtype) if gradient is not None and dtype is not None and want else None
         for gradient, dtype, want in zip(flat, ctx.dtypes, wanted[1:20], strict=True)
     ]
+    for i, weight in ((0, expand), (5, depthwise), (10, project), (15, w1), (17, w2)):
+        grads[i] = as_weight(grads[i], weight)
     return (dx if wanted[0] else None, *grads, *(None,) * (len(wanted) - 20))
 
 

@@ -10,7 +10,7 @@ from ..reference.activations import activation_grad
 from ..reference.common import apply_affine, per_channel, per_sample
 from ..types import ConvOut, Norm, accumulation_dtype
 from . import checks
-from .conv_autograd import epilogue_backward, maybe_affine, merge_stats
+from .conv_autograd import as_weight, epilogue_backward, maybe_affine, merge_stats
 from .declare import differentiable, kernel_op
 
 
@@ -71,7 +71,7 @@ def pointwise(
         raise checks.fail(op, "stats", "False with an epilogue (statistics are of the raw output)", True)
     y, pooled, moments = _pointwise(
         x,
-        weight.reshape(out_channels, channels),
+        weight,
         *(in_scale, in_shift, in_act, gate),
         *(scale, shift, act, row_scale, residual),
         *(pool, stats),
@@ -98,7 +98,7 @@ def _pointwise(
     run = dispatch.select("pointwise", x, stats=stats)
     out = run(
         checks.channels_last(x),
-        weight.contiguous(),
+        weight.contiguous().flatten(1),
         in_affine=maybe_affine(in_scale, in_shift),
         in_act=in_act,
         gate=gate,
@@ -144,7 +144,7 @@ def _pointwise_backward(
     out = run(
         checks.channels_last(dz),
         checks.channels_last(x),
-        weight.contiguous(),
+        weight.contiguous().flatten(1),
         in_affine=maybe_affine(in_scale, in_shift),
         in_act=in_act,
         in_norm=identity,
@@ -168,7 +168,7 @@ def _(dz, x, weight, in_scale, in_shift, in_act, gate, need_dx, need_dw):  # typ
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     return (
         dx if need_dx or with_affine else x.new_empty(0),
-        x.new_empty(weight.shape if need_dw else 0, dtype=wide),
+        x.new_empty(weight.shape[:2] if need_dw else 0, dtype=wide),
         x.new_empty((5, *x.shape[:2]) if with_affine else 0, dtype=wide),
     )
 
@@ -212,7 +212,7 @@ def _backward(ctx, grad_y, grad_pooled, grad_stats):  # type: ignore[no-untyped-
             dresidual = (dresidual + per_sample(grad_pooled / (z.shape[2] * z.shape[3]))).to(z.dtype)
     return (
         dx if need_dx else None,
-        dweight.to(weight.dtype) if need_dw else None,
+        as_weight(dweight.to(weight.dtype), weight) if need_dw else None,
         *(din_scale, din_shift, None, dgate),
         *(grads.dscale, grads.dshift, None, grads.drow_scale, dresidual),
         *(None, None),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
 import torch
 import torch.distributed as dist
-from patched_blocks import torchvision_block
+from patched_blocks import shake_batch_norms, torchvision_block
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
@@ -62,6 +63,27 @@ def data_parallel(rank: int) -> dict[str, Any]:
         with use_backend(backend):
             results[backend] = outcome(wrapped.module, images(dtype)[rank], forward=wrapped)
             results[f"{backend} report"] = effnet_fast.report(wrapped.module).as_dicts()
+    return results
+
+
+def layouts(rank: int) -> dict[str, Any]:
+    """A network in channels_last under DistributedDataParallel: what it warns of, and its gradients."""
+    results = {}
+    for kind in ("stock", "fused"):
+        torch.manual_seed(0)
+        model = effnet_fast.efficientnet(width_mult=0.25, depth_mult=0.3, num_classes=5, dropout=0.0)
+        model = shake_batch_norms(model).eval().double().to(memory_format=torch.channels_last)
+        if kind == "stock":
+            effnet_fast.unpatch(model)
+        wrapped = DistributedDataParallel(model)
+        x = images(torch.float64, size=32)[rank][:, :3]
+        with use_backend("reference"), warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            # PyTorch says it once a process otherwise.
+            torch.set_warn_always(True)
+            results[kind] = outcome(model, x, forward=wrapped)
+            torch.set_warn_always(False)
+        results[f"{kind} warnings"] = [str(w.message).splitlines()[0] for w in caught]
     return results
 
 
