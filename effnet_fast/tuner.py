@@ -6,7 +6,6 @@ that each configuration is judged by the shapes it will meet.
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
@@ -61,6 +60,8 @@ def tune(
 
         measure = do_bench
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    # A folder that cannot be written is told before the measurements, not after.
+    tuning.store(name, {})
     winners: dict[str, Any] = {}
     for (kernel, klass), calls in sorted(_calls(model, dtype, batch, device).items()):
         candidates: list[Any] = configs.rows(kernel, dtype, tuning.architecture(device), klass)
@@ -76,12 +77,7 @@ def tune(
         best = min(range(len(times)), key=times.__getitem__)
         winners[tuning.entry_key(kernel, dtype, klass)] = candidates[best]
         report(f"{kernel}/{klass}: {candidates[best]}, {times[0] / max(times[best], 1e-12):.2f}x the default")
-    path = tuning.cache_file(name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    known = json.loads(path.read_text()) if path.exists() else {}
-    path.write_text(json.dumps(known | winners, indent=1, sort_keys=True) + "\n")
-    tuning.forget()
-    return path
+    return tuning.store(name, winners)
 
 
 def _calls(

@@ -6,12 +6,15 @@ in ``$EFFNET_FAST_CACHE/tuned`` or ``~/.cache/effnet_fast/tuned``, written by :f
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -83,12 +86,50 @@ def _read(device: torch.device) -> dict[str, Config | None]:
     if name not in _tuned:
         path = cache_file(name)
         try:
-            _tuned[name] = json.loads(path.read_text()) if path.exists() else {}
+            _tuned[name] = _entries(path)
         except (OSError, ValueError) as error:
-            raise EffnetFastError(
-                f"tuning: cannot read {path} ({error}); delete it or run `effnet-fast tune` again"
-            ) from error
+            # Whatever lies there must not keep a network from running: the table has good configurations too.
+            warnings.warn(
+                f"tuning: {path} cannot be read ({error}), so the configurations of the table are used; "
+                "delete it or run `effnet-fast tune` again",
+                stacklevel=2,
+            )
+            _tuned[name] = {}
     return _tuned[name]
+
+
+def _entries(path: Path) -> dict[str, Any]:
+    """What a cache file holds; nothing where there is none."""
+    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if not isinstance(found, dict):
+        raise ValueError(f"it holds a {type(found).__name__}, expected an object")
+    return found
+
+
+def store(device_name: str, winners: dict[str, Any]) -> Path:
+    """Add entries to a GPU's cache file, whole or not at all; other processes may be doing the same.
+
+    Raises:
+        EffnetFastError: the folder or the file cannot be written.
+    """
+    path = cache_file(device_name)
+    partial = path.with_suffix(".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            try:
+                known = _entries(path)
+            except ValueError:
+                known = {}
+            partial.write_text(json.dumps(known | winners, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+            partial.replace(path)
+    except OSError as error:
+        raise EffnetFastError(
+            f"tuning: {path} cannot be written: {error.strerror}; EFFNET_FAST_CACHE names another folder"
+        ) from None
+    forget()
+    return path
 
 
 def forget() -> None:

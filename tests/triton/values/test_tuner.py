@@ -67,11 +67,15 @@ def test_launches_use_what_was_stored(tmp_path, monkeypatch):
         tuning.find("affine_pool", torch.float16, device)
         == configs.rows("affine_pool", torch.float16, "sm_90")[0]
     )
-    path.write_text("{")
     tuning.forget()
-    with pytest.raises(EffnetFastError, match="delete it or run `effnet-fast tune` again"):
-        tuning.find("depthwise_fwd", torch.float16, device)
-    tuning.forget()
+
+
+def test_a_cache_folder_that_cannot_be_written_is_told_before_measuring(tmp_path, monkeypatch):
+    device = torch.device("cpu" if INTERPRET else "cuda")
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("EFFNET_FAST_CACHE", str(tmp_path / "file"))
+    with pytest.raises(EffnetFastError, match="cannot be written: Not a directory; EFFNET_FAST_CACHE names"):
+        tuner.tune("b0", torch.float16, 2, device, measure=lambda call: pytest.fail("it measured"))
 
 
 def test_refuses_with_the_reason():
