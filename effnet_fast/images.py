@@ -117,7 +117,8 @@ def _to_rgb(image: Image.Image, path: str | os.PathLike[str]) -> Image.Image:
     # The first frame: some readers of animations (GIF, WebP, APNG) start elsewhere after a look at the others.
     image.seek(0)
     image.load()
-    image = ImageOps.exif_transpose(image)
+    # In place: a copy of the largest photos that Pillow opens is half a gigabyte.
+    ImageOps.exif_transpose(image, in_place=True)
     if image.mode == "F":
         raise ImageError(f"image: {path} holds floating-point values, expected 8 or 16 bits a channel")
     if image.mode.startswith("I"):
@@ -135,7 +136,7 @@ def _to_rgb(image: Image.Image, path: str | os.PathLike[str]) -> Image.Image:
         colors = image.convert("RGBA")
         background = Image.new("RGBA", colors.size, "white")
         image = Image.alpha_composite(background, colors)
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _resize_and_crop(image: Image.Image, preset: Preset) -> Image.Image:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -191,3 +193,56 @@ def test_decompression_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(ImageError, match="large.png cannot be read: .*10000 pixels"):
         read_image(path, SMALL)
+
+
+@pytest.mark.parametrize("colors", [2, 4, 16, 256])
+@pytest.mark.parametrize("rotated", [False, True])
+def test_a_palette_with_transparency_is_the_same_pixels_as_rgba(
+    colors: int, rotated: bool, tmp_path: Path
+) -> None:
+    """The transparency of a palette comes as bytes, one a color, for all of them or for the first."""
+    generator = torch.Generator().manual_seed(colors)
+
+    def random(high: int, *shape: int) -> torch.Tensor:
+        return torch.randint(high, shape, generator=generator, dtype=torch.int64).to(torch.uint8)
+
+    index, palette, alphas = random(colors, 40, 50), random(256, colors, 3), random(256, colors // 2)
+    alpha = torch.cat([alphas, torch.full((colors - len(alphas),), 255, dtype=torch.uint8)])
+    rgba = torch.cat([palette[index.long()], alpha[index.long()][..., None]], dim=2)
+    with_palette = Image.frombytes("P", (50, 40), bytes(index.flatten().tolist()))
+    with_palette.putpalette(palette.flatten().tolist())
+    plain = Image.frombytes("RGBA", (50, 40), bytes(rgba.flatten().tolist()))
+    exif = Image.Exif()
+    exif[0x0112] = 6 if rotated else 1
+    transparency = bytes(alphas.tolist())
+    path = save(tmp_path / "palette.png", with_palette, transparency=transparency, exif=exif)
+    assert isinstance(Image.open(path).info["transparency"], bytes)
+    got, expected = (read_image(p, SMALL) for p in (path, save(tmp_path / "rgba.png", plain, exif=exif)))
+    assert_close(got, expected, levels=0)
+    assert expected.unique().numel() > 4
+
+
+@pytest.mark.parametrize("suffix", ["gif", "png", "webp"])
+def test_first_frame_of_every_kind_of_animation(suffix: str, tmp_path: Path) -> None:
+    first, second = picture(), picture().transpose(Image.Transpose.ROTATE_180)
+    path = tmp_path / f"moving.{suffix}"
+    options = {"lossless": True} if suffix == "webp" else {}
+    first.save(path, save_all=True, append_images=[second, second], **options)
+    still = save(tmp_path / f"still.{suffix}", first, **options)
+    assert_close(read_image(path, SMALL), read_image(still, SMALL), levels=0)
+    assert not torch.equal(read_image(path, SMALL), read_image(save(tmp_path / "2.png", second), SMALL))
+
+
+def test_a_photo_of_108_megapixels_is_read_without_copies_of_it(tmp_path: Path) -> None:
+    """12000 x 9000 pixels are 0.43 GB as Pillow keeps them; three of them at a time end small machines."""
+    path = save(tmp_path / "large.png", Image.new("RGB", (12000, 9000), (9, 90, 200)))
+    code = (
+        "import resource, sys\n"
+        "from effnet_fast.images import Preset, read_image\n"
+        "used = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024\n"
+        "before = used()\n"
+        "pixels = read_image(sys.argv[1], Preset(32, 28))\n"
+        "print(pixels.float().mean((1, 2)).tolist(), used() - before < 650)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
+    assert done.stdout == "[9.0, 90.0, 200.0] True\n"
