@@ -145,6 +145,33 @@ def test_other_program_forms_record_the_stock_block(how: str, monkeypatch: pytes
         assert "effnet_fast" not in text or how == "export"
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("name", ["torchvision", "own", "timm", "timm-separable", "efficientnet_pytorch"])
+def test_scripting_leaves_the_model_as_it_is(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    stock, patched, x = pair(name, torch.float32)
+    model, other = nn.Sequential(patched).eval(), nn.Sequential(stock).eval()
+    kinds = [type(m) for m in model.modules()]
+    model(x)
+    try:
+        program = torch.jit.script(model)
+    except Exception:
+        # The library's own block is none for TorchScript.
+        with pytest.raises(Exception, match="."):
+            torch.jit.script(other)
+    else:
+        torch.testing.assert_close(program(x), other(x))
+        buffer = io.BytesIO()
+        torch.jit.save(program, buffer)
+        buffer.seek(0)
+        torch.testing.assert_close(torch.jit.load(buffer)(x), other(x))
+    assert [type(m) for m in model.modules()] == kinds
+    with use_backend("reference"):
+        assert effnet_fast.report(model).fused == 1
+        torch.testing.assert_close(model(x), other(x))
+        assert effnet_fast.report(_save_and_load(model)).fused == 1
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
 def test_autocast_computes_in_its_dtype_and_keeps_parameters_wide(dtype: torch.dtype) -> None:
     stock, patched, x = pair("torchvision", torch.float32)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from types import BuiltinFunctionType, FunctionType
+from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any, NamedTuple
 
 import torch
@@ -223,14 +223,18 @@ def check_instance(name: str, module: nn.Module, allowed: tuple[str, ...] = ()) 
             raise UnsupportedBlockError(f"{forward} was replaced")
         return
     kind = type(module)
-    for key in module.__dict__:
+    for key, value in module.__dict__.items():
         if key in allowed:
+            continue
+        own = isinstance(value, MethodType) and value.__self__ is module
+        if own and value.__func__ is getattr(kind, key, None):
+            # Put back onto the instance by what had replaced it.
             continue
         if key == "forward":
             raise UnsupportedBlockError(f"{forward} was replaced")
         if key in module._parameters or key in module._buffers or key in children:
             raise UnsupportedBlockError(f"an attribute of {where} hides its {key}")
-        if callable(getattr(kind, key, None)) or (key == "_compiled_call_impl" and module.__dict__[key]):
+        if callable(getattr(kind, key, None)) or (key == "_compiled_call_impl" and value):
             raise UnsupportedBlockError(f"an attribute of {where} hides the class's {key}")
 
 

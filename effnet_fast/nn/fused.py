@@ -15,6 +15,7 @@ from ..ops.mbconv import check_input, run_mbconv
 from ..ops.mbconv_kernels import BatchNorm, Settings, Weights
 from ..types import Running, accumulation_dtype
 from . import tensors as block_tensors
+from .observed import recomputed
 from .parts import ConvBN, MBConvParts, same_padding
 
 
@@ -204,11 +205,8 @@ def run(parts: MBConvParts, x: Tensor) -> Tensor:
 def running_of(bn: nn.BatchNorm2d) -> Running | None:
     """The running statistics that this forward moves, as ``nn.BatchNorm2d.forward`` decides.
 
-    A forward inside a backward is gradient checkpointing running it again: the batch has been counted, and PyTorch's
-    own modules count it twice there.
+    Where gradient checkpointing runs it again the batch has been counted; PyTorch's own modules count it twice there.
     """
-    if not (bn.training and bn.track_running_stats):
-        return None
-    if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
+    if not (bn.training and bn.track_running_stats) or recomputed():
         return None
     return Running(bn.running_mean, bn.running_var, bn.num_batches_tracked, bn.momentum)

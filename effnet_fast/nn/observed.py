@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import torch
 import torch.fx
 from torch import Tensor, nn
@@ -51,3 +53,19 @@ def observed(x: object) -> bool:
 def _function_mode() -> bool:
     """``torch.set_default_device`` is such a mode too, and concerns only tensors that name no device."""
     return any(type(mode) is not DeviceContext for mode in _get_current_function_mode_stack())
+
+
+def recomputed() -> bool:
+    """Whether gradient checkpointing runs this forward a second time, inside a backward.
+
+    Other forwards inside a backward (in hooks, in the backward of a function of the user's) are forwards like any.
+    """
+    if torch.compiler.is_compiling() or torch._C._current_graph_task_id() == -1:
+        return False
+    frame = sys._getframe()
+    while frame is not None:
+        module = frame.f_globals.get("__name__")
+        if module == "torch.utils.checkpoint" and frame.f_code.co_name in ("backward", "unpack_hook"):
+            return True
+        frame = frame.f_back  # type: ignore[assignment]
+    return False

@@ -192,6 +192,13 @@ def check_mean(pool: nn.Module) -> None:
         raise UnsupportedBlockError(f"{pool} is not the mean over the image")
 
 
+def check_plain_convs(*layers: nn.Module) -> None:
+    """Refuse layers of squeeze-and-excite that are not ``nn.Conv2d`` itself."""
+    for layer in layers:
+        if type(layer) is not nn.Conv2d:
+            raise UnsupportedBlockError(f"{type(layer).__name__} in squeeze-and-excite is not nn.Conv2d")
+
+
 def check_rate(rate: object) -> None:
     """Refuse a rate of stochastic depth that is not a plain number."""
     if type(rate) not in (float, int) or not 0 <= rate <= 1:  # type: ignore[operator]

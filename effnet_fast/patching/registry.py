@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Callable
+from types import FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -182,18 +183,40 @@ def _run(parts: MBConvParts | ConvLayerParts, x: Tensor) -> Tensor:
     return runner(parts).run(parts, x)  # type: ignore[no-any-return]
 
 
+class _StockForward:
+    """The original class's ``forward`` under a name of its own: TorchScript knows no ``super()``."""
+
+    def __get__(self, block: nn.Module | None, kind: type[nn.Module]) -> Any:
+        stock = kind._effnet_fast_original.forward  # type: ignore[attr-defined]
+        code, space = stock.__code__, stock.__globals__
+        renamed = FunctionType(code, space, "_stock_forward", stock.__defaults__, stock.__closure__)
+        renamed.__annotations__, renamed.__module__ = stock.__annotations__, stock.__module__
+        return renamed if block is None else MethodType(renamed, block)
+
+
 class FusedBlock(nn.Module):
     """First base of every patched block: runs fused where possible, else the original class's forward."""
 
     _effnet_fast_original: type[nn.Module]
 
     def forward(self, x: Tensor) -> Tensor:
+        # TorchScript compiles the first branch alone. (__prepare_scriptable__ would put what it returns into the
+        # user's model.)
+        if torch.jit.is_scripting():
+            y = self._stock_forward(x)
+        else:
+            y = self._decide(x)
+        return y
+
+    def _decide(self, x: Tensor) -> Tensor:
         if not observed(x):
             try:
                 return _run(read_parts(self), x)
             except UnsupportedBlockError:
                 pass
         return super().forward(x)
+
+    _stock_forward = _StockForward()
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         # Pickle finds classes by name and this one is made at run time: name the original instead. What else its
@@ -209,12 +232,6 @@ class FusedBlock(nn.Module):
         if rest and isinstance(rest[0], dict):
             rest[0] = {key: value for key, value in rest[0].items() if key != ATTRIBUTE}
         return _rebuild, (original(make), tuple(map(original, arguments))), *rest
-
-    def __prepare_scriptable__(self) -> nn.Module:
-        """What ``torch.jit.script`` compiles: the original block, on the same parameters."""
-        original = self._effnet_fast_original.__new__(self._effnet_fast_original)
-        original.__dict__ = self.__dict__
-        return original
 
     def _get_name(self) -> str:
         return f"{self._effnet_fast_original.__name__}[effnet_fast]"

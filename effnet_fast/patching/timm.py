@@ -15,6 +15,7 @@ from ..nn.parts import (
     about,
     activation_name,
     check_mean,
+    check_plain_convs,
     check_rate,
     children,
     conv_padding,
@@ -105,8 +106,7 @@ def _squeeze_excite(se: nn.Module) -> SqueezeExcite | None:
         return None
     if name_of(se) != "timm.models._efficientnet_blocks.SqueezeExcite":
         raise UnsupportedBlockError(f"{type(se).__name__} is not timm's SqueezeExcite")
-    if type(se.conv_reduce) is not nn.Conv2d or type(se.conv_expand) is not nn.Conv2d:
-        raise UnsupportedBlockError("squeeze-and-excite's layers are not nn.Conv2d")
+    check_plain_convs(se.conv_reduce, se.conv_expand)
     return SqueezeExcite(se.conv_reduce, se.conv_expand, activation_name(se.act1), activation_name(se.gate))
 
 

@@ -15,6 +15,7 @@ from ..nn.parts import (
     about,
     activation_name,
     check_mean,
+    check_plain_convs,
     check_rate,
     children,
     conv_padding,
@@ -92,8 +93,7 @@ def _is_squeeze_excite(layer: nn.Module) -> bool:
 
 def _squeeze_excite(layer: nn.Module) -> SqueezeExcite:
     check_mean(layer.avgpool)
-    if type(layer.fc1) is not nn.Conv2d or type(layer.fc2) is not nn.Conv2d:
-        raise UnsupportedBlockError("squeeze-and-excitation's layers are not nn.Conv2d")
+    check_plain_convs(layer.fc1, layer.fc2)
     return SqueezeExcite(
         layer.fc1, layer.fc2, activation_name(layer.activation), activation_name(layer.scale_activation)
     )
