@@ -12,11 +12,19 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import setuptools
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
+
+# Without build isolation pip takes the setuptools that is there, and an old one refuses pyproject.toml in other words.
+if int(setuptools.__version__.split(".")[0]) < 77:
+    sys.exit(
+        f"effnet_fast: expected setuptools >= 77 to build with, got {setuptools.__version__}; "
+        "run: pip install 'setuptools>=77'"
+    )
 
 
 def load_build_package() -> ModuleType:

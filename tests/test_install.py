@@ -85,6 +85,15 @@ def test_installed_without_native_code_says_what_is_missing(installed: Path, tmp
     assert answer == "(False, 'not built yet, every tool is here; to add it: effnet-fast build')"
 
 
+def test_an_old_setuptools_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    code = f"import runpy, setuptools; setuptools.__version__ = '65.5.0'; runpy.run_path({str(ROOT / 'setup.py')!r})"
+    done = run([sys.executable, "-c", code], tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        "effnet_fast: expected setuptools >= 77 to build with, got 65.5.0; run: pip install 'setuptools>=77'\n"
+    )
+
+
 def test_nothing_stale_enters_a_wheel(checkout: Path, tmp_path: Path) -> None:
     """What an earlier build left in build/ stays out, where libraries are built (here: fail to) as where none are."""
     root = tmp_path / "root"
