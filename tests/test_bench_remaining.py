@@ -95,6 +95,9 @@ def test_expectation_grows_with_the_work() -> None:
         assert expect(Step(kind, big, "eager")) > expect(Step(kind, JOB, "eager"))
     assert expect(Step("prepare", JOB, "compile")) > 2 * expect(Step("prepare", JOB, "eager"))
     assert expect(Step("measure", JOB, "eager")) == pytest.approx(1, abs=0.1)
+    crowded = expectation("cpu", 1.0, 4.0)
+    assert crowded(Step("prepare", JOB, "compile")) == 4 * expect(Step("prepare", JOB, "compile"))
+    assert crowded(Step("measure", JOB, "eager")) < 1.2
     # A model of another library is taken for B0 at its resolution.
     assert expect(Step("reference", JOB._replace(model="torch.nn:Identity"), "")) > 0
 

@@ -6,6 +6,7 @@ that were asked for). What they are wrong by, on another machine or a busy one, 
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -108,8 +109,18 @@ class Remaining:
         return self._expected[step] * (trust + sum(took for _, took in like)) / expected if expected else 0.0
 
 
-def expectation(device: str, seconds: float) -> Callable[[Step], float]:
-    """What :class:`Remaining` expects of a step, for turns of so many seconds."""
+def crowd() -> float:
+    """How many processes share a core of this machine, if one more is started now."""
+    return max(1.0, (os.getloadavg()[0] + 1) / (os.cpu_count() or 1))
+
+
+def expectation(device: str, seconds: float, sharing: float = 1.0) -> Callable[[Step], float]:
+    """What :class:`Remaining` expects of a step.
+
+    Args:
+        seconds: of a turn of measuring.
+        sharing: how many share a core, 1 on an idle machine.
+    """
     calls: dict[Job, float] = {}
     sizes: dict[Job, float] = {}
 
@@ -120,17 +131,17 @@ def expectation(device: str, seconds: float) -> Callable[[Step], float]:
             summary = summarize(member or "b0", job.resolution)
             sizes[job] = sum(stage.repeats for stage in summary.stages) / 20
             training = 3 if job.mode == "train" else 1
-            calls[job] = 2 * summary.multiply_adds * job.batch * training / SPEED[device]
+            calls[job] = sharing * 2 * summary.multiply_adds * job.batch * training / SPEED[device]
         return calls[job]
 
     def expect(step: Step) -> float:
         if step.job is None:
-            return START + 2.0
+            return sharing * (START + 2.0)
         one = call(step.job)
         if step.kind == "reference":
-            return sizes[step.job] + 20 * one
+            return sharing * sizes[step.job] + 20 * one
         if step.kind == "prepare":
-            return START + sizes[step.job] * COMPILING.get(step.provider, 1.0) + 6 * one
+            return sharing * (START + sizes[step.job] * COMPILING.get(step.provider, 1.0)) + 6 * one
         return max(seconds + one, 4 * one)
 
     return expect

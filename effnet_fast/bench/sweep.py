@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from ..errors import EffnetFastError
 from . import blocks, designs, results, roofline, targets
 from .process import PATIENCE, Process
-from .remaining import Remaining, Step, expectation
+from .remaining import Remaining, Step, crowd, expectation
 from .stats import summarize
 from .targets import DTYPES, Job
 
@@ -48,7 +48,7 @@ class Sweep:
         self._file = ""
         # Rates and references in a process of their own: what they leave behind would count as a provider's memory.
         self._referee = Process("eager", plan.device)
-        self.remaining = Remaining(_steps(plan), expectation(plan.device, plan.seconds))
+        self.remaining = Remaining(_steps(plan), expectation(plan.device, plan.seconds, crowd()))
 
     @property
     def fresh(self) -> list[results.Row]:
