@@ -141,8 +141,12 @@ def run(arguments: argparse.Namespace) -> int:
         return 1
     out, work = output_folders(root)
     wanted = [product for product in products if unwanted(product) is None]
-    print(f"building {', '.join(wanted) or 'nothing'} from {root} into {out}", flush=True)
     obstacles = [missing for product in wanted if (missing := diagnose(product)) is not None]
+    remedy = f"what is missing comes with: {merged(obstacles).fix} && {COMMAND}"
+    print(f"building {', '.join(wanted) or 'nothing'} from {root} into {out}", flush=True)
+    if obstacles:
+        # Now, not after the minutes that the others take.
+        print(f"missing: {merged(obstacles).reason}\n{remedy}", flush=True)
     try:
         manifest = build(root, out, work, products, arguments.verbose)
     except BuildError as error:
@@ -152,7 +156,7 @@ def run(arguments: argparse.Namespace) -> int:
     for product in products:
         print(f"  {product}: {_outcome(product, manifest)}")
     if obstacles:
-        print(f"what is missing comes with: {merged(obstacles).fix} && {COMMAND}")
+        print(remedy)
     return 1 if failed else 0
 
 
