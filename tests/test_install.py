@@ -101,7 +101,7 @@ def test_nothing_stale_enters_a_wheel(checkout: Path, tmp_path: Path) -> None:
     platform_folder = f"lib.{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
     for folder in ("lib", platform_folder):
         stale = root / "build" / folder / "effnet_fast" / "lib" / "_cuda.so"
-        stale.parent.mkdir(parents=True)
+        stale.parent.mkdir(parents=True, exist_ok=True)
         stale.touch()
         (stale.parent.parent / "gone.py").touch()
     for compiler, tag in (
