@@ -5,6 +5,7 @@
 #   scripts/gpu.sh OUT --rehearse   the same on a machine without a GPU, at tiny sizes
 #   scripts/gpu.sh --plan           the stages and their seconds
 #   ONLY="build shapes" scripts/gpu.sh OUT
+#   ONLY=sanitizer SANITIZERS="memcheck racecheck initcheck" scripts/gpu.sh OUT
 #
 # The most valuable stages come first; each has a time box, into which time saved by earlier ones is added, and
 # leaves its results even if it or a later one fails. PYTHON chooses the interpreter; the package need not be
@@ -93,12 +94,16 @@ profile() { "$PYTHON" benchmarks/profile_block.py --out "$OUT/profile.json" ${SM
 
 sanitizer() {
   [ -n "$SM" ] || { echo "needs a CUDA device"; return 77; }
-  local tool
+  local tool check
   tool=$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2>/dev/null) ||
     { echo "compute-sanitizer is not installed"; return 77; }
-  # Its own allocations hide out-of-bounds accesses from the tool.
-  PYTORCH_NO_CUDA_MEMORY_CACHING=1 "$tool" --tool memcheck --error-exitcode 9 \
-    "$PYTHON" benchmarks/sanitizer_subset.py
+  # memcheck: out of bounds; racecheck: shared memory without a barrier; initcheck: read before it was written.
+  for check in ${SANITIZERS:-memcheck}; do
+    echo "compute-sanitizer $check"
+    # PyTorch's caching of memory hides accesses out of bounds from the tool.
+    PYTORCH_NO_CUDA_MEMORY_CACHING=1 "$tool" --tool "$check" --error-exitcode 9 \
+      "$PYTHON" benchmarks/sanitizer_subset.py || return
+  done
 }
 
 report() {

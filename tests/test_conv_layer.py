@@ -289,7 +289,7 @@ def test_recomputing_changes_no_bit(name: str) -> None:
 
 @pytest.mark.parametrize(("name", "recompute"), [("stem", True), ("head", False)])
 def test_compile_fullgraph(name: str, recompute: bool, reference: None) -> None:
-    _, patched, x = pair(name, torch.float32, recompute_expand=recompute)
+    _, patched, x = pair(name, recompute_expand=recompute)
     twin = copy.deepcopy(patched)
     compiled = torch.compile(patched, backend="aot_eager", fullgraph=True)
     for model, call in ((twin, twin), (patched, compiled)):

@@ -154,7 +154,8 @@ def test_compiles_without_graph_breaks(train):
     torch.manual_seed(2)
     expected = model(x)
     torch.manual_seed(2)
-    torch.testing.assert_close(compiled(x), expected, rtol=1e-5, atol=1e-5)
+    # Statistics of 8 values, by a decomposition where torch traces them.
+    torch.testing.assert_close(compiled(x), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_traces_for_feature_extraction():

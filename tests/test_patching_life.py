@@ -94,7 +94,7 @@ def test_replaced_submodules_are_seen() -> None:
 )
 @pytest.mark.parametrize("mode", ["train", "eval", "no-grad"])
 def test_compile_fullgraph(layout: torch.memory_format, mode: str) -> None:
-    _, patched, x = pair("torchvision", torch.float32)
+    _, patched, x = pair("torchvision")
     patched.train(mode == "train")
     x = x.contiguous(memory_format=layout)
     with use_backend("reference"), torch.set_grad_enabled(mode != "no-grad"):

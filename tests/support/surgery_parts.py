@@ -156,7 +156,7 @@ def remove_a_layer(model: nn.Module, rng: random.Random) -> nn.Module:
 @operation
 def insert_a_layer(model: nn.Module, rng: random.Random) -> nn.Module:
     _, _, layers = pick(model, rng, nn.Sequential)
-    layers.insert(rng.randrange(len(layers) + 1), rng.choice((nn.Identity, nn.Tanh, nn.Dropout))())
+    layers.insert(rng.randrange(len(layers) + 1), rng.choice((nn.Identity, nn.Tanh, nn.ELU))())
     return model
 
 
