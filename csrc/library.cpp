@@ -8,10 +8,12 @@ STABLE_TORCH_LIBRARY(effnet_fast_native, m) {
   m.def("batch_norm_fold(Tensor? weight, Tensor? bias, Tensor mean, Tensor var, float eps) -> Tensor");
   m.def("squeeze_excite(Tensor pooled, Tensor w1, Tensor? b1, Tensor w2, Tensor? b2, int act, int gate_act) -> Tensor");
   // `plan` is the number of a plan of the CUDA kernels; -1, all that the CPU takes, leaves the choice to the planner.
+  // With `mean` and `var` (CUDA) scale and shift are a BatchNorm's weight and bias. CUDA's mean over the image may come
+  // in parts, [N, P, C], and its squeeze_excite takes them so.
   m.def(
       "depthwise_forward(Tensor x, Tensor weight, int stride, int[] padding, Tensor? in_scale, Tensor? in_shift, "
-      "int in_act, Tensor? scale, Tensor? shift, int act, bool pool, bool stats, int plan) "
-      "-> (Tensor, Tensor, Tensor)");
+      "int in_act, Tensor? scale, Tensor? shift, int act, bool pool, bool stats, int plan, Tensor? mean=None, "
+      "Tensor? var=None, float eps=0.0) -> (Tensor, Tensor, Tensor)");
   m.def(
       "depthwise_backward(Tensor dy, Tensor x, Tensor weight, int stride, int[] padding, Tensor? z, Tensor? scale, "
       "Tensor? shift, int act, Tensor? gate, Tensor? pool_grad, Tensor? grad_a, Tensor? grad_b, Tensor? grad_c, "
@@ -67,6 +69,14 @@ STABLE_TORCH_LIBRARY(effnet_fast_native, m) {
       "mbconv_inference(Tensor x, Tensor? expand, Tensor? expand_fold, Tensor depthwise, Tensor depthwise_fold, "
       "Tensor project, Tensor project_fold, Tensor? w1, Tensor? b1, Tensor? w2, Tensor? b2, int stride, int[] padding, "
       "int[] acts, bool residual) -> Tensor");
+  // The same on CUDA, in two halves (csrc/cuda/block.h): everything that follows from the shapes, once; and the
+  // launches. `weights` are the tensors of a block in their order (the second op takes those that are there), `expand`
+  // and `project` kernels that Triton compiled. The second returns an empty tensor where the tensors are not what was
+  // prepared for.
+  m.def(
+      "mbconv_prepare(Tensor x, Tensor?[] weights, float[] eps, int stride, int[] padding, int[] acts, int[] expand, "
+      "int[] project) -> Tensor");
+  m.def("mbconv_run(Tensor x, Tensor[] weights, Tensor prepared) -> Tensor");
   // Forces an instruction set of the CPU kernels (0 baseline, 1 AVX2, 2 AVX-512, 3 AVX-512 with BF16; negative asks)
   // and returns the one in use.
   m.def("cpu_isa(int requested) -> int");

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from . import build, native
+from .cuda_block import mbconv_inference as mbconv_inference
 from .reference.activations import ACTIVATIONS
-from .types import Affine, BatchNormGrad, ConvGrad, ConvOut, Norm, Padding, SqueezeExciteGrad
+from .types import Affine, BatchNormGrad, ConvGrad, ConvOut, Norm, Padding, RunningNorm, SqueezeExciteGrad
 
 _OPS = frozenset(("depthwise", "depthwise_backward", "squeeze_excite", "squeeze_excite_backward"))
 _NUMBER = {name: number for number, name in enumerate(ACTIVATIONS)}
@@ -97,22 +98,23 @@ def depthwise(
     *,
     in_affine: Affine | None = None,
     in_act: str = "none",
-    affine: Affine | None = None,
+    affine: Affine | RunningNorm | None = None,
     act: str = "none",
     pool: bool = False,
     stats: bool = False,
     plan: int = -1,
 ) -> ConvOut:
-    """As :func:`effnet_fast.reference.depthwise`, in one launch (two where an image is cut and ``pool`` is asked for).
+    """As :func:`effnet_fast.reference.depthwise`, in one launch; the pool of an image that is cut stays in parts.
 
     Args:
         plan: number of a launch plan (``_C.depthwise_plans``) instead of the planner's choice.
     """
     in_scale, in_shift = in_affine or (None, None)
-    scale, shift = affine or (None, None)
+    norm = (*affine[2:],) if isinstance(affine, RunningNorm) else (None, None, 0.0)
+    scale, shift = (None, None) if affine is None else affine[:2]
     y, pooled, moments = _kernels().depthwise_forward(
         *(x, weight, stride, padding, in_scale, in_shift, _NUMBER[in_act]),
-        *(scale, shift, _NUMBER[act], pool, stats, plan),
+        *(scale, shift, _NUMBER[act], pool, stats, plan, *norm),
     )
     return ConvOut(y, pooled if pool else None, moments if stats else None)
 

@@ -67,6 +67,9 @@ class Choice(NamedTuple):
     passed_over: tuple[tuple[str, str], ...]
 
 
+#: Changes with every :func:`forget_choices`, for those who keep what followed from a choice.
+version = 0
+
 _forced: ContextVar[tuple[str, ...]] = ContextVar("effnet_fast_backend", default=())
 _choices: dict[tuple[Any, ...], Choice] = {}
 #: Of :func:`choose_for_modules`: what modules run by themselves. Asking for the op itself is another question.
@@ -207,6 +210,8 @@ def select(op: str, x: Tensor, **facts: Any) -> Callable[..., Any]:
 
 def forget_choices() -> None:
     """Ask every backend anew, after a library was built or a device appeared."""
+    global version
+    version += 1
     _choices.clear()
     _left.clear()
 

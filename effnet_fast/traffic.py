@@ -69,6 +69,11 @@ def count_traffic() -> Iterator[Traffic]:
         _counters.remove(counter)
 
 
+def counting() -> bool:
+    """Whether :func:`count_traffic` collects now."""
+    return bool(_counters)
+
+
 def record(kernel: str, reads: Iterable[Tensor | None], writes: Iterable[Tensor | None]) -> None:
     """Called by every launcher; costs one truth test when nobody counts."""
     if _counters:

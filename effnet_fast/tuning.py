@@ -22,6 +22,9 @@ from .errors import EffnetFastError
 from .kernels import configs
 from .kernels.configs import Config
 
+#: Changes whenever :func:`find` may answer otherwise, for those who keep what followed from its answers.
+version = 0
+
 _forced: dict[str, Config | None] = {}
 _watchers: list[set[tuple[str, int]]] = []
 _chosen: dict[tuple[object, ...], Config | None] = {}
@@ -136,6 +139,17 @@ def forget() -> None:
     """Read the cache anew at the next launch."""
     _chosen.clear()
     _tuned.clear()
+    _changed()
+
+
+def _changed() -> None:
+    global version
+    version += 1
+
+
+def watched() -> bool:
+    """Whether :func:`watch` collects now."""
+    return bool(_watchers)
 
 
 @contextmanager
@@ -144,9 +158,11 @@ def force(kernel: str, config: Config | None) -> Iterator[None]:
     missing = object()
     previous = _forced.get(kernel, missing)
     _forced[kernel] = config
+    _changed()
     try:
         yield
     finally:
+        _changed()
         del _forced[kernel]
         if previous is not missing:
             _forced[kernel] = previous  # type: ignore[assignment]
@@ -157,6 +173,8 @@ def watch() -> Iterator[set[tuple[str, int]]]:
     """Collect the (kernel, size) pairs that launches ask configurations for."""
     seen: set[tuple[str, int]] = set()
     _watchers.append(seen)
+    # Everyone asks again, so that this watcher hears of it.
+    _changed()
     try:
         yield seen
     finally:

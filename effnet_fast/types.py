@@ -2,7 +2,7 @@
 
 Symbols are those of docs/design.md: a *raw* tensor is a convolution's output before its BatchNorm,
 an *affine* is the per-channel ``(scale, shift)`` a BatchNorm becomes once its statistics are known.
-All vectors are fp32 (fp64 when the tensors are fp64) and contiguous.
+All vectors are fp32 (fp64 when the tensors are fp64) and contiguous, but those of a :class:`RunningNorm`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,20 @@ class Affine(NamedTuple):
 
     scale: Tensor  # [C]
     shift: Tensor  # [C]
+
+
+class RunningNorm(NamedTuple):
+    """A BatchNorm with running statistics, as its module has it: ``n = (z - mean) / sqrt(var + eps) * weight + bias``.
+
+    Where a kernel takes an :class:`Affine` behind its convolution it takes this too and folds it as it stores:
+    ``scale = weight / sqrt(var + eps)``, ``shift = bias - mean * scale``. Of any floating dtype; contiguous.
+    """
+
+    weight: Tensor | None  # [C]
+    bias: Tensor | None  # [C]
+    mean: Tensor  # [C]
+    var: Tensor  # [C]
+    eps: float
 
 
 class Norm(NamedTuple):
@@ -47,8 +61,13 @@ class ConvOut(NamedTuple):
     """What a convolution primitive returns; a part not asked for is ``None``."""
 
     y: Tensor  # [N, C, H, W], channels_last
-    pooled: Tensor | None  # [N, C], mean over H and W
+    pooled: Tensor | None  # [N, C], mean over H and W; or [N, P, C], in P parts whose sum over P is the mean
     stats: Tensor | None  # [P, 3, C], partial (count, mean, M2); see batch_norm_finalize
+
+    @property
+    def mean(self) -> Tensor | None:
+        """``pooled`` as [N, C], its parts summed."""
+        return self.pooled if self.pooled is None or self.pooled.dim() == 2 else self.pooled.sum(1)
 
 
 class ConvGrad(NamedTuple):

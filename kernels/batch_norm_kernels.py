@@ -5,20 +5,21 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .fragments import activation_grad, add_tile_statistics, affine, bound, normalize, store_statistics
+from .fragments import (
+    activation_grad,
+    add_tile_statistics,
+    affine,
+    bound,
+    fold,
+    normalize,
+    store_statistics,
+)
 
 
 @triton.jit
 def _store_vectors(vectors, weight, bias, mean, var, eps, channels, cols, col_mask):
     """The five rows of BatchNormStats."""
-    # 1 / sqrt rather than rsqrt, whose GPU instruction is approximate.
-    invstd = 1.0 / tl.sqrt(var + eps)
-    scale = invstd
-    if weight is not None:
-        scale = tl.load(weight + cols, mask=col_mask, other=0.0).to(tl.float32) * invstd
-    shift = -mean * scale
-    if bias is not None:
-        shift += tl.load(bias + cols, mask=col_mask, other=0.0).to(tl.float32)
+    scale, shift, invstd = fold(weight, bias, mean, var, eps, cols, col_mask)
     tl.store(vectors + cols, mean, mask=col_mask)
     tl.store(vectors + channels + cols, var, mask=col_mask)
     tl.store(vectors + 2 * channels + cols, invstd, mask=col_mask)

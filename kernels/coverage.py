@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .. import tuning
-from ..types import Affine, BatchNormGrad, BatchNormStats, Norm
+from ..types import Affine, BatchNormGrad, BatchNormStats, Norm, RunningNorm
 from . import configs, launchers
 from .launch import intercept
 from .offline import Launch
@@ -42,6 +42,10 @@ def _weight(dtype: torch.dtype, *shape: int) -> Tensor:
 
 def _affine(channels: int) -> Affine:
     return Affine(*_vectors(2, channels))
+
+
+def _running(channels: int) -> RunningNorm:
+    return RunningNorm(*_vectors(4, channels), 1e-3)
 
 
 def _project(dtype: torch.dtype, **what: object) -> object:
@@ -113,7 +117,7 @@ def _excite(backward: bool, hidden: int) -> object:
     layers = (_table(hidden, 240), *_vectors(1, hidden), _table(240, hidden), *_vectors(1, 240))
     if backward:
         return launchers.squeeze_excite_backward(pooled, pooled, *layers)
-    return launchers.squeeze_excite(pooled, *layers)
+    return launchers.squeeze_excite(torch.empty(_N, 5, 240, device="meta"), *layers)
 
 
 _STATS = BatchNormStats(_table(5, 144))
@@ -121,10 +125,13 @@ _STATS = BatchNormStats(_table(5, 144))
 CASES: dict[str, dict[str, Case]] = {
     "pointwise_fwd": {
         "project, training": lambda d: _project(d, in_affine=_affine(240), in_act="silu", stats=True),
-        "project, inference": lambda d: _project(d, affine=_affine(40), residual=_image(40, 28, d)),
+        "project, inference": lambda d: _project(d, affine=_running(40), residual=_image(40, 28, d)),
         "expand, training": lambda d: _expand(d, stats=True),
-        "expand, inference": lambda d: _expand(d, affine=_affine(144), act="silu"),
-        "head": lambda d: _expand(d, affine=_affine(144), act="silu", pool=True),
+        "expand, inference": lambda d: _expand(d, affine=_running(144), act="silu"),
+        "expand, autocast": lambda d: launchers.pointwise(
+            _image(24, 56, d), _weight(torch.float32, 144, 24), affine=_running(144), act="silu"
+        ),
+        "head": lambda d: _expand(d, affine=_running(144), act="silu", pool=True),
     },
     "pointwise_dgrad": {
         "project": lambda d: _project_backward(d, need_dw=False),
@@ -147,7 +154,7 @@ CASES: dict[str, dict[str, Case]] = {
     "pointwise_backward": {"project": _project_backward, "expand": _expand_backward},
     "depthwise_fwd": {
         "5x5, training": lambda d: _depthwise(d, 5, 1, in_affine=_affine(144), in_act="silu", stats=True),
-        "3x3 stride 2, inference": lambda d: _depthwise(d, 3, 2, affine=_affine(144), act="silu", pool=True),
+        "3x3 stride 2, inference": lambda d: _depthwise(d, 3, 2, affine=_running(144), act="silu", pool=True),
     },
     "depthwise_dgrad": {
         "5x5": lambda d: _depthwise_backward(d, 5, 1, need_dw=False),
@@ -179,7 +186,8 @@ CASES: dict[str, dict[str, Case]] = {
     "affine_residual": {
         "all": lambda d: launchers.affine_residual(
             _image(144, 28, d), _affine(144), "silu", _table(_N), _image(144, 28, d)
-        )
+        ),
+        "stem": lambda d: launchers.affine_residual(_image(144, 28, d), _running(144), "silu"),
     },
     "batch_norm_finalize": {
         "": lambda d: launchers.batch_norm_finalize(_table(99, 3, 144), *_vectors(2, 144), 1e-3)

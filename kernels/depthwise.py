@@ -7,9 +7,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..types import Affine, BatchNormGrad, ConvGrad, ConvOut, Norm, Padding
+from ..types import Affine, BatchNormGrad, ConvGrad, ConvOut, Norm, Padding, RunningNorm
 from . import depthwise_kernels
-from .launch import config, empty_image, launch, mean_of_nothing, sum_partials, vector_like
+from .launch import (
+    config,
+    empty_image,
+    epilogue_vectors,
+    launch,
+    mean_of_nothing,
+    parts,
+    sum_partials,
+    vector_like,
+)
 from .runtime import ceil_div, channel_unit, per_column, plan_rows
 
 
@@ -21,7 +30,7 @@ def depthwise(
     *,
     in_affine: Affine | None = None,
     in_act: str = "none",
-    affine: Affine | None = None,
+    affine: Affine | RunningNorm | None = None,
     act: str = "none",
     pool: bool = False,
     stats: bool = False,
@@ -42,12 +51,13 @@ def depthwise(
     plan = plan_rows(n, area, meta["BLOCK_M"], per_column(tiles) if stats or pool else None)
     pooled = vector_like(x, n, plan.splits, channels) if pool else None
     partial = vector_like(x, plan.groups, 3, channels) if stats else None
-    in_vectors, out_vectors = in_affine or (None, None), affine or (None, None)
+    in_vectors = in_affine or (None, None)
+    out_vectors, eps = epilogue_vectors(affine)
     launch(
         depthwise_kernels.depthwise_fwd_kernel,
         plan.groups * tiles,
         (x, weight, y, *in_vectors, *out_vectors, pooled, partial),
-        (1.0 / area, *plan.arguments, tiles, height, width, out_width, left, top, *_channels(channels)),
+        (eps, 1.0 / area, *plan.arguments, tiles, height, width, out_width, left, top, *_channels(channels)),
         reads=[x, weight, *in_vectors, *out_vectors],
         writes=[y, pooled, partial],
         K=kernel,
@@ -56,7 +66,7 @@ def depthwise(
         ACT=act,
         **meta,
     )
-    return ConvOut(y, None if pooled is None else sum_partials(pooled), partial)
+    return ConvOut(y, None if pooled is None else parts(pooled), partial)
 
 
 def depthwise_backward(

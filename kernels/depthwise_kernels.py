@@ -14,6 +14,7 @@ from .fragments import (
     activation_grad,
     add_tile_statistics,
     affine,
+    affine_or_norm,
     batch_norm_input_grad,
     bound,
     normalize,
@@ -28,10 +29,13 @@ def depthwise_fwd_kernel(
     y,  # [N, HO, WO, C]
     in_scale,  # [C] or None
     in_shift,
-    scale,  # [C] or None
+    scale,  # [C] or None; with mean and var, the BatchNorm's weight and bias
     shift,
+    mean,  # [C] or None
+    var,
     pooled,  # [N, splits, C] sums over pixels times pool_factor, or None
     stats,  # [groups, 3, C] or None
+    eps,
     pool_factor,
     segments,
     length,  # HO * WO
@@ -61,7 +65,7 @@ def depthwise_fwd_kernel(
     split = group % splits
     # One number, not one per column as the other two: registers are what this kernel is short of.
     count = 0.0
-    mean = tl.zeros([BLOCK_N], tl.float32)
+    average = tl.zeros([BLOCK_N], tl.float32)
     m2 = tl.zeros([BLOCK_N], tl.float32)
     for j in range(per_program):
         segment = (group // splits).to(tl.int64) * per_program + j
@@ -90,19 +94,19 @@ def depthwise_fwd_kernel(
                         value = tl.where(mask, value, 0.0)
                     tap = tl.load(weight + cols * (K * K) + (kh * K + kw), mask=col_mask, other=0.0)
                     acc += value * tap.to(tl.float32)[None, :]
-            out = activation(affine(acc, scale, shift, cols, col_mask), ACT)
+            out = activation(affine_or_norm(acc, scale, shift, mean, var, eps, cols, col_mask), ACT)
             stored = out.to(y.dtype.element_ty)
             place = (segment * length + pixels)[:, None] * channels + cols[None, :]
             tl.store(y + place, stored, mask=valid[:, None] & col_mask[None, :])
             if pooled is not None:
                 pool += tl.sum(tl.where(valid[:, None], out, 0.0), 0)
             if stats is not None:
-                count, mean, m2 = add_tile_statistics(count, mean, m2, stored.to(tl.float32), valid)
+                count, average, m2 = add_tile_statistics(count, average, m2, stored.to(tl.float32), valid)
         if pooled is not None:
             place = (segment * splits + split) * channels + cols
             tl.store(pooled + place, pool * pool_factor, mask=cols < bound(channels, segment, segments))
     if stats is not None:
-        store_statistics(stats, group, channels, cols, col_mask, count, mean, m2)
+        store_statistics(stats, group, channels, cols, col_mask, count, average, m2)
 
 
 @triton.jit

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..types import Affine, BatchNormGrad
+from ..types import Affine, BatchNormGrad, RunningNorm
 from . import elementwise_kernels
-from .launch import config, empty_image, launch, mean_of_nothing, sum_partials, vector_like
+from .launch import config, empty_image, epilogue_vectors, launch, mean_of_nothing, sum_partials, vector_like
 from .runtime import ceil_div, channel_unit, per_column, plan_rows
 
 
@@ -36,7 +36,7 @@ def affine_pool(z: Tensor, affine: Affine | None, act: str = "none") -> Tensor:
 
 def affine_residual(
     z: Tensor,
-    affine: Affine | None,
+    affine: Affine | RunningNorm | None,
     act: str = "none",
     row_scale: Tensor | None = None,
     residual: Tensor | None = None,
@@ -49,14 +49,14 @@ def affine_residual(
     meta = config("affine_residual", z)
     segments = (1, n * height * width) if row_scale is None else (n, height * width)
     plan = plan_rows(*segments, meta["BLOCK_M"])
-    vectors = affine or (None, None)
+    vectors, eps = epilogue_vectors(affine)
     unit = channel_unit(channels)
     tiles = ceil_div(channels, meta["BLOCK_N"])
     launch(
         elementwise_kernels.affine_residual_kernel,
         plan.groups * tiles,
         (z, *vectors, row_scale, residual, y),
-        (*plan.arguments, tiles, channels // unit, unit),
+        (eps, *plan.arguments, tiles, channels // unit, unit),
         reads=[z, *vectors, row_scale, residual],
         writes=[y],
         ACT=act,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .fragments import activation, activation_grad, affine, batch_norm_input_grad, bound
+from .fragments import activation, activation_grad, affine, affine_or_norm, batch_norm_input_grad, bound
 
 
 @triton.jit
@@ -52,11 +52,14 @@ def affine_pool_kernel(
 @triton.jit
 def affine_residual_kernel(
     z,  # [rows, C]
-    scale,  # [C] or None
+    scale,  # [C] or None; with mean and var, the BatchNorm's weight and bias
     shift,
+    mean,  # [C] or None
+    var,
     row_scale,  # [segments] or None
     residual,  # [rows, C] or None
     y,  # [rows, C]
+    eps,
     segments,
     length,
     splits,
@@ -82,7 +85,7 @@ def affine_residual_kernel(
             mask = (start + rows < bound(length, segment, segments))[:, None] & col_mask[None, :]
             offsets = (segment * length + start) * channels + rows[:, None] * channels + cols[None, :]
             value = tl.load(z + offsets, mask=mask, other=0.0).to(tl.float32)
-            value = activation(affine(value, scale, shift, cols, col_mask), ACT)
+            value = activation(affine_or_norm(value, scale, shift, mean, var, eps, cols, col_mask), ACT)
             if row_scale is not None:
                 value = value * tl.load(row_scale + segment, mask=segment < segments, other=0.0)
             if residual is not None:

@@ -87,6 +87,33 @@ def affine(z, scale, shift, cols, col_mask):
 
 
 @triton.jit
+def fold(weight, bias, mean, var, eps, cols, col_mask):
+    """``(scale, shift, invstd)`` of a BatchNorm at ``cols``; ``mean`` and ``var`` are values, the others vectors or ``None``."""
+    # 1 / sqrt rather than rsqrt, whose GPU instruction is approximate.
+    invstd = 1.0 / tl.sqrt(var + eps)
+    scale = invstd
+    if weight is not None:
+        scale = tl.load(weight + cols, mask=col_mask, other=0.0).to(tl.float32) * invstd
+    shift = -mean * scale
+    if bias is not None:
+        shift += tl.load(bias + cols, mask=col_mask, other=0.0).to(tl.float32)
+    return scale, shift, invstd
+
+
+@triton.jit
+def affine_or_norm(z, scale, shift, mean, var, eps, cols, col_mask):
+    """:func:`affine`; with ``mean`` and ``var``, ``scale`` and ``shift`` are a BatchNorm's weight and bias."""
+    if var is not None:
+        m = tl.load(mean + cols, mask=col_mask, other=0.0).to(tl.float32)
+        v = tl.load(var + cols, mask=col_mask, other=0.0).to(tl.float32)
+        a, b, _ = fold(scale, shift, m, v, eps, cols, col_mask)
+        z = a * z + b
+    else:
+        z = affine(z, scale, shift, cols, col_mask)
+    return z
+
+
+@triton.jit
 def batch_norm_input_grad(g, z, offsets, mask, a, b, c, mean, cols, col_mask):
     """``a * g + b * (z - mean) + c``; ``g`` itself where there is no BatchNorm (``a`` is ``None``)."""
     if a is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -10,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import tuning
+from .. import traffic, tuning
 from ..errors import EffnetFastError
 from ..traffic import record
+from ..types import Affine, RunningNorm
 from . import capture, elementwise_kernels
 from .runtime import INTERPRET, ceil_div
 
@@ -20,7 +22,10 @@ from .runtime import INTERPRET, ceil_div
 _COMPILER = {"enable_fp_fusion": True}
 
 #: Kernels of which a launch with other scalars or options is remembered; the least recently used one is forgotten.
-_REMEMBERED = 4096
+REMEMBERED = 4096
+
+#: How Triton's types of numbers are packed.
+_FORMATS = {"i32": "<i", "u32": "<I", "i64": "<q", "u64": "<Q", "fp32": "<f"}
 
 _interceptors: list[Callable[..., None]] = []
 
@@ -72,8 +77,44 @@ class Prepared:
         with torch.cuda.device(device):
             self._launch(device, tensors)
 
+    def native(self, tensors: Sequence[Tensor | None], slots: Sequence[int | None]) -> list[int] | None:
+        """The launch as numbers, for native code that makes it (csrc/cuda/block.h); the kernel is compiled and loaded.
+
+        Args:
+            tensors: as for a call, at multiples of 16 bytes; on the current GPU.
+            slots: the number that stands for each of them.
+
+        Returns:
+            The kernel's handle, programs, threads and bytes of shared memory, then a pair for each of its parameters:
+            1 and a slot, or 0 and a number's bits. ``None`` where only Triton's own launch will do.
+        """
+        if not is_short():
+            return None
+        compiled = self.kernel.warmup(
+            *(*tensors, *self.scalars), grid=(self.programs,), **self.meta, **_COMPILER
+        )
+        _ = compiled.run  # asking for it loads the kernel
+        metadata = compiled.metadata
+        needs_more = (
+            *(metadata.global_scratch_size, metadata.profile_scratch_size, metadata.num_ctas != 1),
+            *(metadata.launch_cooperative_grid, metadata.launch_pdl),
+        )
+        if any(needs_more):
+            return None
+        words = [compiled.function, self.programs, 32 * metadata.num_warps, metadata.shared]
+        values = (*slots, *self.scalars)
+        for index, kind in enumerate(compiled.src.signature.values()):
+            if kind == "constexpr":
+                continue
+            if kind[0] == "*":
+                words += (1, values[index])
+            else:
+                words += (0, int.from_bytes(struct.pack(_FORMATS[kind], values[index]), "little"))
+        # Triton's kernels end with the addresses of two scratch memories, which these do not have.
+        return [*words, 0, 0, 0, 0]
+
     def _launch(self, device: int, tensors: Sequence[Tensor | None]) -> None:
-        if device < 0 or not _may_be_short():
+        if device < 0 or not is_short():
             self._launch_by_triton(tensors)
             return
         key: list[Any] = [device]
@@ -107,7 +148,7 @@ class Prepared:
         return self.kernel[grid](*arguments, **options)
 
 
-def _may_be_short() -> bool:
+def is_short() -> bool:
     """Whether nobody listens to Triton's launches or asks for other code than the usual."""
     if _runtime is None:
         return False
@@ -118,6 +159,11 @@ def _may_be_short() -> bool:
         if getattr(hook, "calls", hook):
             return False
     return True
+
+
+def is_watched() -> bool:
+    """Whether someone counts, intercepts or watches launches one by one."""
+    return bool(_interceptors or traffic.counting() or tuning.watched())
 
 
 def _knobs() -> tuple[Any, Any]:
@@ -133,7 +179,7 @@ def _knobs() -> tuple[Any, Any]:
 _runtime, _compilation = _knobs()
 
 
-@functools.lru_cache(_REMEMBERED)
+@functools.lru_cache(REMEMBERED)
 def _prepare(
     kernel: Any, programs: int, scalars: tuple[Any, ...], meta: tuple[tuple[str, Any], ...]
 ) -> Prepared:
@@ -152,6 +198,13 @@ def launch(
 ) -> None:
     """Run ``programs`` programs of a jit kernel, as :class:`Prepared` does; for launchers that do not keep one."""
     _prepare(kernel, programs, scalars, tuple(meta.items()))(tensors, reads, writes)
+
+
+def epilogue_vectors(affine: Affine | RunningNorm | None) -> tuple[tuple[Tensor | None, ...], float]:
+    """``scale, shift, mean, var`` and eps as the kernels take them: of an affine, a BatchNorm or nothing."""
+    if isinstance(affine, RunningNorm):
+        return affine[:4], affine.eps
+    return (*(affine or (None, None)), None, None), 0.0
 
 
 def config(kernel: str, x: Tensor, size: int = 0) -> dict[str, int]:
@@ -177,6 +230,11 @@ def vector_like(x: Tensor, *shape: int) -> Tensor:
 def mean_of_nothing(x: Tensor, *shape: int) -> Tensor:
     """What pooling images without pixels gives, fp32: NaN, as :func:`torch.mean` has it; no images, no elements."""
     return torch.full(shape, float("nan"), dtype=torch.float32, device=x.device)
+
+
+def parts(pooled: Tensor) -> Tensor:
+    """What a launch made of [N, splits, C] partial means: [N, C] where nothing was split."""
+    return pooled.squeeze(1) if pooled.shape[1] == 1 else pooled
 
 
 def sum_partials(partial: Tensor) -> Tensor:

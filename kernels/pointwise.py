@@ -2,14 +2,42 @@
 
 from __future__ import annotations
 
+import functools
+from typing import Any, NamedTuple
+
 import torch
 from torch import Tensor
 
 from .. import tuning
-from ..types import Affine, BatchNormGrad, ConvGrad, ConvOut, Norm
+from ..types import Affine, BatchNormGrad, ConvGrad, ConvOut, Norm, RunningNorm
 from . import pointwise_backward_kernels, pointwise_kernels
-from .launch import config, empty_image, launch, mean_of_nothing, sum_partials, vector_like
+from .launch import (
+    REMEMBERED,
+    Prepared,
+    config,
+    empty_image,
+    epilogue_vectors,
+    launch,
+    mean_of_nothing,
+    parts,
+    sum_partials,
+    vector_like,
+)
 from .runtime import RowPlan, ceil_div, channel_unit, dot_options, per_column, plan_rows
+
+
+class Forward(NamedTuple):
+    """A launch of the forward kernel and what it writes."""
+
+    prepared: Prepared
+    tensors: tuple[Tensor | None, ...]  # in the order of the kernel's arguments
+    y: Tensor
+    pooled: Tensor | None  # [N, splits, Cout]
+    partial: Tensor | None
+
+    def launch(self) -> None:
+        x, weight, _, *others, pooled, partial = self.tensors
+        self.prepared(self.tensors, (x, weight, *others), (self.y, pooled, partial))
 
 
 def pointwise(
@@ -19,7 +47,7 @@ def pointwise(
     in_affine: Affine | None = None,
     in_act: str = "none",
     gate: Tensor | None = None,
-    affine: Affine | None = None,
+    affine: Affine | RunningNorm | None = None,
     act: str = "none",
     row_scale: Tensor | None = None,
     residual: Tensor | None = None,
@@ -27,33 +55,71 @@ def pointwise(
     stats: bool = False,
 ) -> ConvOut:
     """See :func:`effnet_fast.reference.pointwise`; images are dense NHWC, vectors contiguous fp32."""
-    n, cin, height, width = x.shape
-    cout, area = weight.shape[0], height * width
-    y = empty_image(n, cout, height, width, x)
-    if y.numel() == 0:
+    if x.numel() == 0 or weight.shape[0] == 0:
+        n, _, height, width = x.shape
+        cout = weight.shape[0]
         pooled = mean_of_nothing(x, n, cout) if pool else None
-        return ConvOut(y, pooled, x.new_zeros((1, 3, cout), dtype=torch.float32) if stats else None)
-    meta = config("pointwise_fwd", x, cout)
-    by_image = pool or gate is not None or row_scale is not None
-    tiles = ceil_div(cout, meta["BLOCK_N"])
-    programs = per_column(tiles) if stats or pool else None
-    plan = plan_rows(*_segments(n, area, by_image), meta["BLOCK_M"], programs)
-    pooled = vector_like(x, n, plan.splits, cout) if pool else None
-    partial = vector_like(x, plan.groups, 3, cout) if stats else None
-    in_vectors, out_vectors = in_affine or (None, None), affine or (None, None)
-    launch(
-        pointwise_kernels.pointwise_fwd_kernel,
-        plan.groups * tiles,
-        (x, weight, y, *in_vectors, gate, *out_vectors, row_scale, residual, pooled, partial),
-        (1.0 / area, *plan.arguments, tiles, *_units(cin, cout)),
-        reads=[x, weight, *in_vectors, gate, *out_vectors, row_scale, residual],
-        writes=[y, pooled, partial],
-        IN_ACT=in_act,
-        ACT=act,
-        **dot_options(x),
-        **meta,
+        no_stats = x.new_zeros((1, 3, cout), dtype=torch.float32) if stats else None
+        return ConvOut(empty_image(n, cout, height, width, x), pooled, no_stats)
+    forward = pointwise_launch(
+        x, weight, in_affine, in_act, gate, affine, act, row_scale, residual, pool, stats
     )
-    return ConvOut(y, None if pooled is None else sum_partials(pooled), partial)
+    forward.launch()
+    return ConvOut(forward.y, None if forward.pooled is None else parts(forward.pooled), forward.partial)
+
+
+def pointwise_launch(
+    x: Tensor,
+    weight: Tensor,
+    in_affine: Affine | None = None,
+    in_act: str = "none",
+    gate: Tensor | None = None,
+    affine: Affine | RunningNorm | None = None,
+    act: str = "none",
+    row_scale: Tensor | None = None,
+    residual: Tensor | None = None,
+    pool: bool = False,
+    stats: bool = False,
+) -> Forward:
+    """:func:`pointwise` before its launch; ``x`` has pixels."""
+    n, cin, height, width = x.shape
+    cout = weight.shape[0]
+    by_image = pool or gate is not None or row_scale is not None
+    out_vectors, eps = epilogue_vectors(affine)
+    options = (in_act, act, *dot_options(x).items())
+    prepared, groups, splits = _planned_forward(
+        *(n, cin, height * width, cout, by_image, pool or stats, eps, options),
+        tuple(config("pointwise_fwd", x, cout).items()),
+    )
+    y = empty_image(n, cout, height, width, x)
+    pooled = vector_like(x, n, splits, cout) if pool else None
+    partial = vector_like(x, groups, 3, cout) if stats else None
+    in_vectors = in_affine or (None, None)
+    tensors = (x, weight, y, *in_vectors, gate, *out_vectors, row_scale, residual, pooled, partial)
+    return Forward(prepared, tensors, y, pooled, partial)
+
+
+@functools.lru_cache(REMEMBERED)
+def _planned_forward(
+    n: int,
+    cin: int,
+    area: int,
+    cout: int,
+    by_image: bool,
+    reduces: bool,
+    eps: float,
+    options: tuple[Any, ...],
+    meta: tuple[tuple[str, int], ...],
+) -> tuple[Prepared, int, int]:
+    """The launch, how many partial rows it writes, and how many of them to an image."""
+    in_act, act, *dot = options
+    tile = dict(meta)
+    tiles = ceil_div(cout, tile["BLOCK_N"])
+    plan = plan_rows(*_segments(n, area, by_image), tile["BLOCK_M"], per_column(tiles) if reduces else None)
+    scalars = (eps, 1.0 / area, *plan.arguments, tiles, *_units(cin, cout))
+    everything = {"IN_ACT": in_act, "ACT": act, **dict(dot), **tile}
+    prepared = Prepared(pointwise_kernels.pointwise_fwd_kernel, plan.groups * tiles, scalars, everything)
+    return prepared, plan.groups, plan.splits
 
 
 def pointwise_backward(

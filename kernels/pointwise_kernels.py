@@ -9,23 +9,26 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .fragments import activation, add_tile_statistics, affine, bound, dot, store_statistics
+from .fragments import activation, add_tile_statistics, affine, affine_or_norm, bound, dot, store_statistics
 
 
 @triton.jit
 def pointwise_fwd_kernel(
     x,  # [rows, cin]
-    weight,  # [cout, cin]
+    weight,  # [cout, cin], of any dtype: rounded to that of x
     y,  # [rows, cout]
     in_scale,  # [cin] or None
     in_shift,
     gate,  # [segments, cin] or None
-    scale,  # [cout] or None
+    scale,  # [cout] or None; with mean and var, the BatchNorm's weight and bias
     shift,
+    mean,  # [cout] or None
+    var,
     row_scale,  # [segments] or None
     residual,  # [rows, cout] or None
     pooled,  # [segments, splits, cout] sums over rows times pool_factor, or None
     stats,  # [groups, 3, cout] or None
+    eps,
     pool_factor,
     segments,
     length,
@@ -56,7 +59,7 @@ def pointwise_fwd_kernel(
     split = group % splits
     rows = tl.arange(0, BLOCK_M)
     count = tl.zeros([BLOCK_N], tl.float32)
-    mean = tl.zeros([BLOCK_N], tl.float32)
+    average = tl.zeros([BLOCK_N], tl.float32)
     m2 = tl.zeros([BLOCK_N], tl.float32)
     for j in range(per_program):
         segment = (group // splits).to(tl.int64) * per_program + j
@@ -82,9 +85,9 @@ def pointwise_fwd_kernel(
                     mask=k_mask[:, None] & col_mask[None, :],
                     other=0.0,
                 )
-                acc = dot(a, w, acc, PRECISION, UPCAST)
+                acc = dot(a, w.to(x.dtype.element_ty), acc, PRECISION, UPCAST)
 
-            out = activation(affine(acc, scale, shift, cols, col_mask), ACT)
+            out = activation(affine_or_norm(acc, scale, shift, mean, var, eps, cols, col_mask), ACT)
             if row_scale is not None:
                 out = out * tl.load(row_scale + segment, mask=segment < segments, other=0.0)
             offsets = first_row * cout + rows[:, None] * cout + cols[None, :]
@@ -96,11 +99,11 @@ def pointwise_fwd_kernel(
             if pooled is not None:
                 pool += tl.sum(tl.where(valid[:, None], out, 0.0), 0)
             if stats is not None:
-                count, mean, m2 = add_tile_statistics(count, mean, m2, stored.to(tl.float32), valid)
+                count, average, m2 = add_tile_statistics(count, average, m2, stored.to(tl.float32), valid)
         if pooled is not None:
             row = segment * splits + split
             tl.store(
                 pooled + row * cout + cols, pool * pool_factor, mask=cols < bound(cout, segment, segments)
             )
     if stats is not None:
-        store_statistics(stats, group, cout, cols, col_mask, count, mean, m2)
+        store_statistics(stats, group, cout, cols, col_mask, count, average, m2)

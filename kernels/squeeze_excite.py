@@ -21,20 +21,22 @@ def squeeze_excite(
     gate_act: str = "sigmoid",
 ) -> Tensor:
     """See :func:`effnet_fast.reference.squeeze_excite`; a hidden layer of up to 1024."""
-    n, channels = pooled.shape
+    n, channels = pooled.shape[0], pooled.shape[-1]
+    parts = 1 if pooled.dim() == 2 else pooled.shape[1]
     hidden = w1.shape[0]
-    gate = torch.empty_like(pooled)
+    gate = vector_like(pooled, n, channels)
     if gate.numel() == 0:
         return gate
     launch(
         squeeze_excite_kernels.squeeze_excite_fwd_kernel,
         n,
         (pooled, w1, b1, w2, b2, gate),
-        (channels, hidden),
+        (parts, channels, hidden),
         reads=[pooled, w1, b1, w2, b2],
         writes=[gate],
         ACT=act,
         GATE_ACT=gate_act,
+        BLOCK_P=1 if parts == 1 else 8,
         **config("squeeze_excite_fwd", pooled, hidden),
     )
     return gate

@@ -12,15 +12,40 @@ from .fragments import activation, activation_grad, bound, dot
 
 
 @triton.jit
+def _mean(pooled, parts, image, channels, c, c_mask, BLOCK_P: tl.constexpr):
+    """The means of an image's channels ``c``: its parts summed, always in the same order."""
+    if BLOCK_P == 1:
+        mean = tl.load(pooled + image * channels + c, mask=c_mask, other=0.0)
+    else:
+        mean = c * 0.0
+        for first in range(0, parts, BLOCK_P):
+            p = first + tl.arange(0, BLOCK_P)
+            place = (image * parts + p[:, None]) * channels + c[None, :]
+            mean += tl.sum(tl.load(pooled + place, mask=(p < parts)[:, None] & c_mask[None, :], other=0.0), 0)
+    return mean
+
+
+@triton.jit
 def _hidden_layer(
-    pooled, w1, b1, image, channels, hidden, r, r_mask, BLOCK_C: tl.constexpr, BLOCK_R: tl.constexpr
+    pooled,
+    parts,
+    w1,
+    b1,
+    image,
+    channels,
+    hidden,
+    r,
+    r_mask,
+    BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_R: tl.constexpr,
 ):
     """Pre-activation of the hidden layer, [BLOCK_R]."""
     acc = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
     for first in range(0, channels, BLOCK_C):
         c = first + tl.arange(0, BLOCK_C)
         c_mask = c < channels
-        mean = tl.load(pooled + image * channels + c, mask=c_mask, other=0.0)
+        mean = _mean(pooled, parts, image, channels, c, c_mask, BLOCK_P)
         w = tl.load(
             w1 + r[:, None] * channels + c[None, :], mask=r_mask[:, None] & c_mask[None, :], other=0.0
         )
@@ -42,23 +67,25 @@ def _output_layer(h, w, b2, hidden, c, c_mask, r):
 
 @triton.jit
 def squeeze_excite_fwd_kernel(
-    pooled,  # [N, C]
+    pooled,  # [N, P, C], partial means
     w1,  # [R, C]
     b1,  # [R] or None
     w2,  # [C, R]
     b2,  # [C] or None
     gate,  # [N, C]
+    parts,  # P
     channels,
     hidden,
     ACT: tl.constexpr,
     GATE_ACT: tl.constexpr,
+    BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_R: tl.constexpr,
 ):
     image = tl.program_id(0).to(tl.int64)
     r = tl.arange(0, BLOCK_R)
     r_mask = r < hidden
-    n1 = _hidden_layer(pooled, w1, b1, image, channels, hidden, r, r_mask, BLOCK_C, BLOCK_R)
+    n1 = _hidden_layer(pooled, parts, w1, b1, image, channels, hidden, r, r_mask, BLOCK_P, BLOCK_C, BLOCK_R)
     h = tl.where(r_mask, activation(n1, ACT), 0.0)
     for first in range(0, channels, BLOCK_C):
         c = first + tl.arange(0, BLOCK_C)
@@ -91,7 +118,7 @@ def squeeze_excite_bwd_kernel(
     image = tl.program_id(0).to(tl.int64)
     r = tl.arange(0, BLOCK_R)
     r_mask = r < hidden
-    n1 = _hidden_layer(pooled, w1, b1, image, channels, hidden, r, r_mask, BLOCK_C, BLOCK_R)
+    n1 = _hidden_layer(pooled, 1, w1, b1, image, channels, hidden, r, r_mask, 1, BLOCK_C, BLOCK_R)
     h = tl.where(r_mask, activation(n1, ACT), 0.0)
     dh = tl.zeros([BLOCK_C, BLOCK_R], tl.float32)
     for first in range(0, channels, BLOCK_C):

@@ -84,6 +84,18 @@ class Checks {
     if (!t.is_contiguous()) fail(argument, "a contiguous tensor", "other strides");
   }
 
+  // The dtype that the forward's weight is to have: float32, which it reads beside any x, or that of x.
+  static ScalarType forward_weight(const Tensor& x, const Tensor& weight) {
+    return weight.scalar_type() == ScalarType::Float ? ScalarType::Float : x.scalar_type();
+  }
+
+  // A vector over the channels in any dtype of the kernels.
+  ChannelVector any_vector(const OptionalTensor& t, const char* argument, const Shape& shape) const {
+    if (!t.has_value()) return {nullptr, StorageType::kFloat32};
+    contiguous(*t, argument, t->scalar_type(), shape);
+    return {t->const_data_ptr(), storage(*t, argument)};
+  }
+
   const float* vector(const OptionalTensor& t, const char* argument, const Shape& shape) const {
     if (!t.has_value()) return nullptr;
     contiguous(*t, argument, ScalarType::Float, shape);

@@ -12,18 +12,27 @@ namespace effnet::cuda {
 
 enum class StorageType : int32_t { kFloat32, kFloat16, kBFloat16 };
 
+// A vector over the channels, dense, as the model keeps it.
+struct ChannelVector {
+  const void* data;  // or null
+  StorageType type;
+};
+
 // Channels of a pixel are adjacent, pixels dense: NHWC.
 struct DepthwiseForwardParams {
   DepthwiseShape shape;
   DepthwisePlan plan;
   const void* x;          // [batch, height, width, channels]
   const void* weight;     // [channels, kernel, kernel], dense
+  bool wide_weight;       // it is float32 whatever the other tensors are
   const float* in_scale;  // [channels] each, or null for 1 and 0
   const float* in_shift;
-  const float* scale;
-  const float* shift;
+  // [channels] each, or null for 1 and 0. With mean and var they are a BatchNorm's weight and bias, and the kernel
+  // folds: scale = weight / sqrt(var + eps), shift = bias - mean * scale.
+  ChannelVector scale, shift, mean, var;
+  float eps;
   void* y;        // [batch, out_height, out_width, channels]
-  float* pooled;  // [tiles, batch, channels] partial means, or null
+  float* pooled;  // [batch, tiles, channels] partial means, or null
   float* stats;   // [partial rows, 3, channels] = count, mean, M2; or null
   Activation in_act, act;
   // Set by the launcher: every 16-byte piece of x is aligned, every pair of channels of y is.

@@ -141,9 +141,20 @@ __global__ void __launch_bounds__(kForwardMaxThreads, Traits::kForwardBlocks)
 
   // The weights' latency hides behind the first rows'.
   ForwardThread<Traits> thread;
-  load_weights<Traits>(thread.weight, p.weight, seat);
-  const float2 scale = load_vector(p.scale, seat.channel, seat.channels, 1.0f);
+  if (p.wide_weight) {
+    load_weights<Traits, float>(thread.weight, p.weight, seat);
+  } else {
+    load_weights<Traits>(thread.weight, p.weight, seat);
+  }
+  float2 scale = load_vector(p.scale, seat.channel, seat.channels, 1.0f);
   thread.start = load_vector(p.shift, seat.channel, seat.channels, 0.0f);
+  if (p.var.data != nullptr) {
+    const float2 mean = load_vector(p.mean, seat.channel, seat.channels, 0.0f);
+    const float2 var = load_vector(p.var, seat.channel, seat.channels, 1.0f);
+    // Not rsqrtf, whose instruction is approximate.
+    scale = scale * make_float2(1.0f / sqrtf(var.x + p.eps), 1.0f / sqrtf(var.y + p.eps));
+    thread.start = thread.start - mean * scale;
+  }
 #pragma unroll
   for (int tap = 0; tap < Traits::kTaps; ++tap) thread.weight[tap] = thread.weight[tap] * scale;
 #pragma unroll
@@ -204,7 +215,7 @@ __global__ void __launch_bounds__(kForwardMaxThreads, Traits::kForwardBlocks)
     __pipeline_wait_prior(kStages - 2);
     __syncthreads();
     if (image_done && p.pooled != nullptr) {
-      const int64_t row_of_means = static_cast<int64_t>(tile.tile(p.plan)) * s.batch + first_image + now.image;
+      const int64_t row_of_means = static_cast<int64_t>(first_image + now.image) * p.plan.tiles() + tile.tile(p.plan);
       float* to = p.pooled + row_of_means * s.channels + first_channel;
       for (int c = threadIdx.x; c < min(block_channels, s.channels - first_channel); c += blockDim.x) {
         float sum = 0.0f;

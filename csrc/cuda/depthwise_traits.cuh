@@ -185,10 +185,9 @@ __device__ __forceinline__ void with_phase(int phase, Body&& body) {
 }
 
 // The two channels' weights, tap by tap; channels that do not exist have zeros.
-template <class Traits>
+template <class Traits, class Weight = typename Traits::Element>
 __device__ __forceinline__ void load_weights(float2 (&w)[Traits::kTaps], const void* weight, const Seat& seat) {
-  const auto* from =
-      static_cast<const typename Traits::Element*>(weight) + static_cast<int64_t>(seat.channel) * Traits::kTaps;
+  const auto* from = static_cast<const Weight*>(weight) + static_cast<int64_t>(seat.channel) * Traits::kTaps;
 #pragma unroll
   for (int tap = 0; tap < Traits::kTaps; ++tap) {
     w[tap].x = seat.channels > 0 ? to_float(from[tap]) : 0.0f;

@@ -168,4 +168,21 @@ __device__ __forceinline__ float2 load_vector(const float* v, int64_t channel, i
   return make_float2(channels > 0 ? v[channel] : 0.0f, channels > 1 ? v[channel + 1] : 0.0f);
 }
 
+__device__ __forceinline__ float load_channel(const ChannelVector& v, int64_t channel) {
+  switch (v.type) {
+    case StorageType::kFloat32:
+      return static_cast<const float*>(v.data)[channel];
+    case StorageType::kFloat16:
+      return to_float(static_cast<const __half*>(v.data)[channel]);
+    default:
+      return to_float(static_cast<const __nv_bfloat16*>(v.data)[channel]);
+  }
+}
+
+__device__ __forceinline__ float2 load_vector(const ChannelVector& v, int64_t channel, int channels, float otherwise) {
+  if (v.data == nullptr) return pair(otherwise);
+  return make_float2(channels > 0 ? load_channel(v, channel) : 0.0f,
+                     channels > 1 ? load_channel(v, channel + 1) : 0.0f);
+}
+
 }  // namespace effnet::cuda

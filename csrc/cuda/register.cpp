@@ -1,11 +1,12 @@
-// The dispatcher ops of the `_cuda` library: checks, allocation, plan, stream, launch. The only file that includes
-// torch.
+// The dispatcher ops of the `_cuda` library: checks, allocation, plan, stream, launch. With block.cpp the only file
+// that includes torch.
 #include <torch/csrc/stable/library.h>
 
 #include <tuple>
 
 #include "checks.h"
 #include "depthwise_host.h"
+#include "plans.h"
 #include "squeeze_excite.h"
 
 namespace effnet::cuda {
@@ -13,96 +14,49 @@ namespace {
 
 using torch::stable::accelerator::DeviceGuard;
 
-DeviceLimits current_limits() {
-  DeviceLimits limits{};
-  int device = 0;
-  STD_CUDA_CHECK(cudaGetDevice(&device));
-  const auto ask = [&](cudaDeviceAttr attribute) {
-    int value = 0;
-    STD_CUDA_CHECK(cudaDeviceGetAttribute(&value, attribute, device));
-    return value;
-  };
-  limits.multiprocessors = ask(cudaDevAttrMultiProcessorCount);
-  limits.shared_per_block = ask(cudaDevAttrMaxSharedMemoryPerBlockOptin);
-  limits.shared_per_multiprocessor = ask(cudaDevAttrMaxSharedMemoryPerMultiprocessor);
-  return limits;
-}
-
-DepthwiseShape depthwise_shape(const Checks& checks, const Tensor& x, const Tensor& weight, int64_t stride,
-                               const Shape& padding) {
-  if (x.dim() != 4) checks.fail("x", "4 dimensions", to_text(shape_of(x)));
-  if (weight.dim() != 4) checks.fail("weight", "4 dimensions", to_text(shape_of(weight)));
-  const int64_t kernel = weight.size(3);
-  if (kernel != 3 && kernel != 5 && kernel != 7) checks.fail("weight", "kernel size 3, 5 or 7", std::to_string(kernel));
-  if (stride != 1 && stride != 2) checks.fail("stride", "1 or 2", std::to_string(stride));
-  bool negative = padding.size() != 4;
-  for (const int64_t side : padding) negative = negative || side < 0;
-  if (negative) checks.fail("padding", "four sizes that are not negative", to_text(padding));
-  checks.activations(x, "x", x.scalar_type(), shape_of(x));
-  checks.contiguous(weight, "weight", x.scalar_type(), {x.size(1), 1, kernel, kernel});
-
-  DepthwiseShape s{};
-  s.batch = checks.size(x.size(0), "x");
-  s.channels = checks.size(x.size(1), "x");
-  s.height = checks.size(x.size(2), "x");
-  s.width = checks.size(x.size(3), "x");
-  s.kernel = static_cast<int>(kernel);
-  s.stride = static_cast<int>(stride);
-  s.left = checks.size(padding[0], "padding");
-  s.top = checks.size(padding[2], "padding");
-  const int64_t height = checks.size(s.height + s.top + padding[3], "padding") - kernel;
-  const int64_t width = checks.size(s.width + s.left + padding[1], "padding") - kernel;
-  if (height < 0 || width < 0)
-    checks.fail("x", "an input at least as large as the kernel, with padding", to_text(shape_of(x)));
-  s.out_height = static_cast<int>(height / stride + 1);
-  s.out_width = static_cast<int>(width / stride + 1);
-  return s;
-}
-
-DepthwisePlan plan_for(const Checks& checks, const PlannerRequest& request, int64_t index) {
-  DepthwisePlan plan{};
-  if (!choose_plan(request, current_limits(), index, &plan)) {
-    checks.fail("plan", "the number of a plan that fits the device, or -1", std::to_string(index));
-  }
-  return plan;
-}
-
 std::tuple<Tensor, Tensor, Tensor> depthwise_forward_op(const Tensor& x, const Tensor& weight, int64_t stride,
                                                         const Shape& padding, const OptionalTensor& in_scale,
                                                         const OptionalTensor& in_shift, int64_t in_act,
                                                         const OptionalTensor& scale, const OptionalTensor& shift,
-                                                        int64_t act, bool pool, bool stats, int64_t plan) {
+                                                        int64_t act, bool pool, bool stats, int64_t plan,
+                                                        const OptionalTensor& mean, const OptionalTensor& var,
+                                                        double eps) {
   const Checks checks("depthwise", x);
   const StorageType type = checks.storage(x, "x");
   DepthwiseForwardParams p{};
-  p.shape = depthwise_shape(checks, x, weight, stride, padding);
+  p.shape = depthwise_shape(checks, x, weight, stride, padding, Checks::forward_weight(x, weight));
+  p.wide_weight = weight.scalar_type() == ScalarType::Float;
   const DepthwiseShape& s = p.shape;
   const Shape channels = {s.channels};
   p.in_scale = checks.vector(in_scale, "in_affine", channels);
   p.in_shift = checks.vector(in_shift, "in_affine", channels);
-  p.scale = checks.vector(scale, "affine", channels);
-  p.shift = checks.vector(shift, "affine", channels);
+  p.scale = checks.any_vector(scale, "affine", channels);
+  p.shift = checks.any_vector(shift, "affine", channels);
+  p.mean = checks.any_vector(mean, "affine", channels);
+  p.var = checks.any_vector(var, "affine", channels);
+  if (mean.has_value() != var.has_value()) checks.fail("affine", "mean and var, or neither", "one");
+  p.eps = static_cast<float>(eps);
   p.in_act = checks.activation(in_act, "in_act");
   p.act = checks.activation(act, "act");
 
   const DeviceGuard guard(x.get_device_index());
   Tensor y = new_activations(x, {s.batch, s.channels, s.out_height, s.out_width});
-  Tensor pooled = new_vector(x, pool ? Shape{s.batch, s.channels} : Shape{0});
-  if (s.batch == 0 || s.channels == 0) return {y, pooled, new_vector(x, {0, 3, s.channels})};
+  if (s.batch == 0 || s.channels == 0) {
+    return {y, new_vector(x, pool ? Shape{s.batch, s.channels} : Shape{0}), new_vector(x, {0, 3, s.channels})};
+  }
 
   p.plan = plan_for(checks, forward_request(s, type), plan);
   Tensor moments = new_vector(x, {stats ? p.plan.partial_rows() : 0, 3, s.channels});
   const int64_t tiles = p.plan.tiles();
-  Tensor partials = pool && tiles > 1 ? new_vector(x, {tiles, s.batch, s.channels}) : pooled;
+  Tensor pooled = new_vector(x, !pool       ? Shape{0}
+                                : tiles > 1 ? Shape{s.batch, tiles, s.channels}
+                                            : Shape{s.batch, s.channels});
   p.x = x.const_data_ptr();
   p.weight = weight.const_data_ptr();
   p.y = y.mutable_data_ptr();
-  p.pooled = pool ? floats(partials) : nullptr;
+  p.pooled = pool ? floats(pooled) : nullptr;
   p.stats = stats ? floats(moments) : nullptr;
-  const cudaStream_t stream = current_stream(x);
-  STD_CUDA_CHECK(depthwise_forward(p, type, stream));
-  if (pool && tiles > 1)
-    STD_CUDA_CHECK(merge_rows(p.pooled, floats(pooled), tiles, 1, static_cast<int64_t>(s.batch) * s.channels, stream));
+  STD_CUDA_CHECK(depthwise_forward(p, type, current_stream(x)));
   return {y, pooled, moments};
 }
 
@@ -116,7 +70,7 @@ std::tuple<Tensor, Tensor, Tensor> depthwise_backward_op(
   const Checks checks("depthwise_backward", x);
   const StorageType type = checks.storage(x, "x");
   DepthwiseBackwardParams p{};
-  p.shape = depthwise_shape(checks, x, weight, stride, padding);
+  p.shape = depthwise_shape(checks, x, weight, stride, padding, x.scalar_type());
   const DepthwiseShape& s = p.shape;
   const Shape channels = {s.channels}, images = {s.batch, s.channels};
   const Shape outputs = {s.batch, s.channels, s.out_height, s.out_width};
@@ -170,9 +124,10 @@ std::tuple<Tensor, Tensor, Tensor> depthwise_backward_op(
 SqueezeExciteParams squeeze_excite_params(const Checks& checks, const Tensor& pooled, const Tensor& w1,
                                           const OptionalTensor& b1, const Tensor& w2, const OptionalTensor& b2,
                                           int64_t act, int64_t gate_act) {
-  if (pooled.dim() != 2) checks.fail("pooled", "2 dimensions", to_text(shape_of(pooled)));
+  const bool parts = pooled.dim() == 3;
+  if (!parts && pooled.dim() != 2) checks.fail("pooled", "2 or 3 dimensions", to_text(shape_of(pooled)));
   if (w1.dim() != 2) checks.fail("w1", "2 dimensions", to_text(shape_of(w1)));
-  const int64_t channels = pooled.size(1), reduced = w1.size(0);
+  const int64_t channels = pooled.size(parts ? 2 : 1), reduced = w1.size(0);
   const ScalarType dtype = w1.scalar_type();
   checks.contiguous(pooled, "pooled", ScalarType::Float, shape_of(pooled));
   checks.contiguous(w1, "w1", dtype, {reduced, channels});
@@ -186,6 +141,7 @@ SqueezeExciteParams squeeze_excite_params(const Checks& checks, const Tensor& po
   p.w2 = w2.const_data_ptr();
   p.b2 = b2.has_value() ? b2->const_data_ptr() : nullptr;
   p.images = pooled.size(0);
+  p.parts = parts ? checks.size(pooled.size(1), "pooled") : 1;
   p.channels = checks.size(channels, "pooled");
   p.reduced = checks.size(reduced, "w1");
   p.act = checks.activation(act, "act");
@@ -199,7 +155,7 @@ Tensor squeeze_excite_op(const Tensor& pooled, const Tensor& w1, const OptionalT
   SqueezeExciteParams p = squeeze_excite_params(checks, pooled, w1, b1, w2, b2, act, gate_act);
   const StorageType type = checks.storage(w1, "w1");
   const DeviceGuard guard(pooled.get_device_index());
-  Tensor gate = new_vector(pooled, shape_of(pooled));
+  Tensor gate = new_vector(pooled, {p.images, p.channels});
   if (gate.numel() == 0) return gate;
   p.gate = floats(gate);
   STD_CUDA_CHECK(squeeze_excite_forward(p, type, current_stream(pooled)));
@@ -212,6 +168,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> squeeze_excite_backward_op(
   const Checks checks("squeeze_excite_backward", pooled);
   SqueezeExciteBackwardParams p{};
   p.forward = squeeze_excite_params(checks, pooled, w1, b1, w2, b2, act, gate_act);
+  if (pooled.dim() != 2) checks.fail("pooled", "2 dimensions", to_text(shape_of(pooled)));
   const StorageType type = checks.storage(w1, "w1");
   checks.contiguous(dgate, "dgate", ScalarType::Float, shape_of(pooled));
   const int64_t images = p.forward.images, channels = p.forward.channels, reduced = p.forward.reduced;

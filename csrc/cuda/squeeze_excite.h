@@ -11,13 +11,14 @@
 namespace effnet::cuda {
 
 struct SqueezeExciteParams {
-  const float* pooled;  // [images, channels]
+  const float* pooled;  // [images, parts, channels], partial means
   const void* w1;       // [reduced, channels]
   const void* b1;       // [reduced] or null
   const void* w2;       // [channels, reduced]
   const void* b2;       // [channels] or null
   float* gate;          // [images, channels]
   int64_t images;
+  int parts;  // 1 in the backward
   int channels;
   int reduced;
   Activation act;

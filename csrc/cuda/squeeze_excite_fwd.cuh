@@ -123,10 +123,34 @@ constexpr int kFirstLanes = 32;
 constexpr int kSecondLanes = 4;
 
 constexpr int64_t squeeze_excite_fwd_shared_bytes(const SqueezeExciteParams& p, int images) {
-  return static_cast<int64_t>(images) * (static_cast<int64_t>(p.channels) + p.reduced) * 4;
+  const int64_t lanes = p.parts > 1 ? kSqueezeExciteForwardThreads : 0;
+  return (static_cast<int64_t>(images) * (static_cast<int64_t>(p.channels) + p.reduced) + lanes) * 4;
 }
 
-// Shared memory: pooled [kImages, channels], hidden [kImages, reduced].
+// The means of one image: its parts summed in a fixed order. Where a block has more threads than channels, each lane of
+// threads sums every `lanes`-th part, and the lanes are summed in order.
+__device__ inline void sum_parts(float* means, float* partial, const float* parts, int count, int channels) {
+  const int lanes = max(1, static_cast<int>(blockDim.x) / channels);
+  for (int i = threadIdx.x; i < lanes * channels; i += blockDim.x) {
+    float sum = 0.0f;
+#pragma unroll 8
+    for (int part = i / channels; part < count; part += lanes) {
+      sum += parts[static_cast<int64_t>(part) * channels + i % channels];
+    }
+    (lanes > 1 ? partial : means)[i] = sum;
+  }
+  if (lanes == 1) return;
+  __syncthreads();
+  for (int c = threadIdx.x; c < channels; c += blockDim.x) {
+    float sum = 0.0f;
+    for (int lane = 0; lane < lanes; ++lane) sum += partial[lane * channels + c];
+    means[c] = sum;
+  }
+  // The next image's lanes overwrite this one's.
+  __syncthreads();
+}
+
+// Shared memory: pooled [kImages, channels], hidden [kImages, reduced], and with parts one number a thread.
 template <class Weight, int kImages, int kRows>
 __global__ void __launch_bounds__(kSqueezeExciteForwardThreads, 1)
     squeeze_excite_fwd_kernel(const __grid_constant__ SqueezeExciteParams p) {
@@ -135,7 +159,12 @@ __global__ void __launch_bounds__(kSqueezeExciteForwardThreads, 1)
   const int64_t first = static_cast<int64_t>(blockIdx.x) * kImages;
   const int images = static_cast<int>(min(static_cast<int64_t>(kImages), p.images - first));
   for (int i = threadIdx.x; i < kImages * p.channels; i += blockDim.x) {
-    pooled[i] = i < images * p.channels ? p.pooled[first * p.channels + i] : 0.0f;
+    pooled[i] = p.parts == 1 && i < images * p.channels ? p.pooled[first * p.channels + i] : 0.0f;
+  }
+  for (int image = 0; p.parts > 1 && image < images; ++image) {
+    if (image == 0) __syncthreads();
+    sum_parts(pooled + image * p.channels, hidden + kImages * p.reduced,
+              p.pooled + (first + image) * p.parts * p.channels, p.parts, p.channels);
   }
   __syncthreads();
   fully_connected<kFirstLanes, kRows, kImages>(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..types import Affine, BatchNormGrad, ConvGrad, ConvOut, Norm, Padding
-from .entry_points import NUMBER, kernels
+from ..types import Affine, BatchNormGrad, ConvGrad, ConvOut, Norm, Padding, RunningNorm
+from .entry_points import NUMBER, kernels, scale_and_shift
 
 
 def depthwise(
@@ -16,14 +16,14 @@ def depthwise(
     *,
     in_affine: Affine | None = None,
     in_act: str = "none",
-    affine: Affine | None = None,
+    affine: Affine | RunningNorm | None = None,
     act: str = "none",
     pool: bool = False,
     stats: bool = False,
 ) -> ConvOut:
     """As :func:`effnet_fast.reference.depthwise`, one pass; fp32 and bf16."""
     in_scale, in_shift = in_affine or (None, None)
-    scale, shift = affine or (None, None)
+    scale, shift = scale_and_shift(affine)
     y, pooled, moments = kernels().depthwise_forward(
         *(x, weight, stride, padding, in_scale, in_shift, NUMBER[in_act]),
         *(scale, shift, NUMBER[act], pool, stats, -1),

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .. import native
 from ..reference.activations import ACTIVATIONS
+from ..types import Affine, RunningNorm
 
 NUMBER = {name: number for number, name in enumerate(ACTIVATIONS)}
 
@@ -34,6 +35,15 @@ def kernels() -> SimpleNamespace:
         ),
     )
     return SimpleNamespace(**{name: getattr(native.ops(), name).default for name in names})
+
+
+def scale_and_shift(affine: Affine | RunningNorm | None) -> tuple[Tensor | None, Tensor | None]:
+    """The two vectors of an affine, fp32; a BatchNorm is folded."""
+    if not isinstance(affine, RunningNorm):
+        return affine or (None, None)
+    wide = (None if t is None else t.float() for t in affine[:4])
+    vectors = kernels().batch_norm_fold(*wide, affine.eps)
+    return vectors[3], vectors[4]
 
 
 def per_channel(row_scale: Tensor | None, channels: int) -> Tensor | None:

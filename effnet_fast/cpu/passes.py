@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..types import Affine, BatchNormGrad, Norm
-from .entry_points import NUMBER, kernels, per_channel
+from ..types import Affine, BatchNormGrad, Norm, RunningNorm
+from .entry_points import NUMBER, kernels, per_channel, scale_and_shift
 
 
 def affine_pool(z: Tensor, affine: Affine | None, act: str = "none") -> Tensor:
@@ -16,13 +16,13 @@ def affine_pool(z: Tensor, affine: Affine | None, act: str = "none") -> Tensor:
 
 def affine_residual(
     z: Tensor,
-    affine: Affine | None,
+    affine: Affine | RunningNorm | None,
     act: str = "none",
     row_scale: Tensor | None = None,
     residual: Tensor | None = None,
 ) -> Tensor:
     """As :func:`effnet_fast.reference.affine_residual`; fp32 and bf16."""
-    scale, shift = affine or (None, None)
+    scale, shift = scale_and_shift(affine)
     multiplier = per_channel(row_scale, z.shape[1])
     return kernels().elementwise(z, scale, shift, NUMBER[act], multiplier, residual, False, True)[0]
 

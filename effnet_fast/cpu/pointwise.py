@@ -11,8 +11,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ..types import Affine, BatchNormGrad, ConvGrad, ConvOut, Norm
-from .entry_points import NUMBER, kernels, per_channel
+from ..types import Affine, BatchNormGrad, ConvGrad, ConvOut, Norm, RunningNorm
+from .entry_points import NUMBER, kernels, per_channel, scale_and_shift
 
 # Of the widest tensor, per group of images.
 _GROUP_BYTES = 1 << 21
@@ -25,7 +25,7 @@ def pointwise(
     in_affine: Affine | None = None,
     in_act: str = "none",
     gate: Tensor | None = None,
-    affine: Affine | None = None,
+    affine: Affine | RunningNorm | None = None,
     act: str = "none",
     row_scale: Tensor | None = None,
     residual: Tensor | None = None,
@@ -55,7 +55,7 @@ def pointwise(
     y = torch.mm(_rows(a), weight.t()).view(n, height, width, out_channels).permute(0, 3, 1, 2)
     pooled = None
     if finish:
-        scale, shift = affine or (None, None)
+        scale, shift = scale_and_shift(affine)
         multiplier = per_channel(row_scale, out_channels)
         pooled = kernels().elementwise_(y, scale, shift, NUMBER[act], multiplier, residual, pool)
     return ConvOut(y, pooled if pool else None, kernels().channel_stats(y) if stats else None)

@@ -68,6 +68,7 @@ def squeeze_excite(
     gate_act: str = "sigmoid",
 ) -> Tensor:
     """As :func:`effnet_fast.reference.squeeze_excite`; ``pooled`` fp32, weights fp32 or bf16."""
+    pooled = pooled if pooled.dim() == 2 else pooled.sum(1)
     b1 = None if b1 is None else b1.to(w1.dtype)
     b2 = None if b2 is None else b2.to(w2.dtype)
     return kernels().squeeze_excite(pooled, w1, b1, w2, b2, NUMBER[act], NUMBER[gate_act])

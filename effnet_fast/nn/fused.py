@@ -8,9 +8,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from .. import dispatch
+from .. import cuda_block, dispatch
 from ..errors import BackendError, UnsupportedBlockError
-from ..ops.declare import autocast_enabled, constant_result
+from ..ops.declare import autocast_enabled, constant_result, is_unwatched
 from ..ops.mbconv import check_input, run_mbconv
 from ..ops.mbconv_kernels import BatchNorm, Settings, Weights
 from ..types import Running, accumulation_dtype
@@ -138,6 +138,44 @@ def norm_of(bn: nn.BatchNorm2d, wide: torch.dtype) -> BatchNorm:
     return BatchNorm(*(None if t is None else t.to(wide) for t in vectors), bn.eps, batch, group_of(bn))
 
 
+def running_norm_of(bn: nn.BatchNorm2d, vectors: list[Tensor | None]) -> BatchNorm:
+    """The module's vectors as they are, for inference."""
+    return BatchNorm(*vectors, bn.eps, False)
+
+
+def _inference_weights(parts: MBConvParts, flat: list[Tensor | None], dtype: torch.dtype) -> Weights:
+    """The modules' own tensors: kernels of inference take vectors of any dtype and matrices of any shape."""
+
+    def conv(weight: Tensor | None) -> Any:
+        # float32 is rounded by the kernels as they load it, which CUDA's do.
+        if weight is None or weight.dtype == dtype or (weight.is_cuda and weight.dtype == torch.float32):
+            return weight
+        return weight.to(dtype)
+
+    def norm(part: ConvBN | None, at: int) -> Any:
+        return None if part is None else running_norm_of(part.bn, flat[at + 1 : at + 5])
+
+    first, stencil, last = block_tensors.EXPAND, block_tensors.DEPTHWISE, block_tensors.PROJECT
+    return Weights(
+        *(conv(flat[first]), norm(parts.expand, first)),
+        *(conv(flat[stencil]), norm(parts.depthwise, stencil)),
+        *(conv(flat[last]), norm(parts.project, last)),
+        *flat[block_tensors.SE :],
+    )
+
+
+def _run_prepared(
+    parts: MBConvParts, x: Tensor, dtype: torch.dtype, flat: list[Tensor | None], settings: Settings
+) -> Tensor | None:
+    """The short way: what decides about the block is in the key, or compared by the native call with what it was when the
+    block was prepared. ``None`` where it has to go the long way, on which it may be prepared.
+    """
+    if x.dtype != dtype or type(x) is not Tensor or not is_unwatched():
+        return None
+    eps = (0.0 if parts.expand is None else parts.expand.bn.eps, parts.depthwise.bn.eps, parts.project.bn.eps)
+    return cuda_block.run(cuda_block.key(x, settings, eps), x, [t for t in flat if t is not None])
+
+
 def _weights(parts: MBConvParts, dtype: torch.dtype) -> Weights:
     wide = accumulation_dtype(dtype)
 
@@ -180,20 +218,24 @@ def run(parts: MBConvParts, x: Tensor) -> Tensor:
         UnsupportedBlockError: this call is better left to the block's own modules; nothing was changed.
     """
     dtype = compute_dtype(x)
-    block_tensors.of_block(parts)
+    flat = block_tensors.of_block(parts)
     training = needs_backward(parts, x)
-    plan(parts, x.device, dtype, training)
-    conv = parts.depthwise.conv
     padding = parts.padding
     if padding == "same":
-        padding = same_padding(x.shape[2], x.shape[3], conv.weight.shape[-1], conv.stride[0])
+        stencil = flat[block_tensors.DEPTHWISE]
+        padding = same_padding(x.shape[2], x.shape[3], stencil.shape[-1], parts.depthwise.conv.stride[0])  # type: ignore[union-attr]
+    settings = _settings(parts, padding)
+    if x.is_cuda and not training and parts.row_scale is None:
+        y = _run_prepared(parts, x, dtype, flat, settings)
+        if y is not None:
+            return y
+    plan(parts, x.device, dtype, training)
     _check_count(parts, x, padding, training)
     x = x.to(dtype)
-    weights = _weights(parts, dtype)
+    weights = _weights(parts, dtype) if training else _inference_weights(parts, flat, dtype)
     row_scale = None
     if parts.row_scale is not None and parts.residual:
         row_scale = parts.row_scale(x).flatten().to(accumulation_dtype(dtype))
-    settings = _settings(parts, padding)
     check_input(x, weights)
     running = tuple(
         None if part is None else running_of(part.bn)

@@ -68,7 +68,7 @@ def run(parts: ConvLayerParts, x: Tensor) -> Tensor:
         UnsupportedBlockError: this call is better left to the layer's own modules; nothing was changed.
     """
     conv, bn, _ = parts.layer
-    of_layer(parts)
+    flat = of_layer(parts)
     weight, dtype = conv.weight, fused.compute_dtype(x)
     if x.dim() != 4 or x.shape[1] != weight.shape[1] or x.device != weight.device:
         raise UnsupportedBlockError("the input is not an image of the convolution's channels and device")
@@ -86,8 +86,7 @@ def run(parts: ConvLayerParts, x: Tensor) -> Tensor:
     count = x.shape[0] * out[0] * out[1]
     if x.numel() == 0 or min(out) < 1 or (batch and count <= 1):
         raise UnsupportedBlockError("an empty batch, or one value per channel")
-    wide = accumulation_dtype(dtype)
-    norm = fused.norm_of(bn, wide)
+    norm = fused.norm_of(bn, accumulation_dtype(dtype)) if training else fused.running_norm_of(bn, flat[1:])
     recompute = parts.recompute_expand and _widens(parts)
     return run_conv_bn_act(
         x.to(dtype), weight.to(dtype), norm, layer, recompute, not training, fused.running_of(bn)

@@ -68,11 +68,10 @@ def _convolve(x: Tensor, weight: Tensor, layer: Layer, stats: bool) -> tuple[Ten
 def inference(x: Tensor, weight: Tensor, bn: BatchNorm, layer: Layer) -> Tensor:
     """The layer with running statistics."""
     run = _runner(x)
-    affine = run("batch_norm_fold")(bn.weight, bn.bias, bn.mean, bn.var, bn.eps).affine
     if layer.is_pointwise(weight):
-        return run("pointwise", stats=False)(x, weight.flatten(1), affine=affine, act=layer.act).y
+        return run("pointwise", stats=False)(x, weight.flatten(1), affine=bn.running, act=layer.act).y
     z, _ = _convolve(x, weight, layer, stats=False)
-    return run("affine_residual")(z, affine, layer.act)
+    return run("affine_residual")(z, bn.running, layer.act)
 
 
 def training_forward(

@@ -9,7 +9,9 @@ from torch import Tensor
 
 from ..types import BatchNormStats, move_running
 from . import checks
+from .declare import are_plain, shielded
 from .mbconv_kernels import BlockRunning, Settings, Weights
+from .mbconv_kernels import inference as inference_kernels
 from .mbconv_ops import CONVS, flatten, mbconv_inference, mbconv_training
 from .synchronized import JOINT_COUNT
 
@@ -77,6 +79,8 @@ def run_mbconv(
     After a training forward ``running`` has moved.
     """
     flat = flatten(weights)
+    if inference and _is_plain([x, *(t for t in flat if t is not None)]):
+        return MBConvOut(_inference(checks.channels_last(x), weights, settings, row_scale), None, None, None)
     norms = (weights.expand_bn, weights.depthwise_bn, weights.project_bn)
     eps = [0.0 if bn is None else bn.eps for bn in norms]
     training = [bn is not None and bn.training for bn in norms]
@@ -93,6 +97,15 @@ def run_mbconv(
                 joint = vectors[JOINT_COUNT] if vectors.shape[0] > JOINT_COUNT else count
                 move_running(old, BatchNormStats(vectors), joint)
     return MBConvOut(out[0], None if weights.expand is None else out[6], out[7], out[8])
+
+
+_inference = shielded(inference_kernels)
+
+
+def _is_plain(tensors: list[Tensor]) -> bool:
+    """Whether a call without a backward needs nothing of the dispatcher."""
+    wants_grad = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+    return not wants_grad and are_plain(tensors)
 
 
 def check_input(x: Tensor, weights: Weights) -> None:

@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from .. import dispatch
-from ..types import BatchNormParamGrad, BatchNormStats, Padding, Running, move_running
+from ..types import BatchNormParamGrad, BatchNormStats, Padding, Running, RunningNorm, move_running
 from .synchronized import JOINT_COUNT, joint_backward, joint_statistics
 
 #: Running statistics of the expansion's, the depthwise and the projection's BatchNorm; ``None`` stays as it is.
@@ -21,7 +20,10 @@ BlockRunning = tuple[Running | None, Running | None, Running | None]
 
 
 class BatchNorm(NamedTuple):
-    """A BatchNorm's vectors, accumulation dtype. ``mean`` and ``var`` may be ``None`` when ``training``."""
+    """A BatchNorm's vectors; in the accumulation dtype, but for inference of any floating dtype.
+
+    ``mean`` and ``var`` may be ``None`` when ``training``.
+    """
 
     weight: Tensor | None
     bias: Tensor | None
@@ -31,6 +33,12 @@ class BatchNorm(NamedTuple):
     training: bool
     #: Name of the process group whose batches share the statistics; empty: only this process's batch.
     group: str = ""
+
+    @property
+    def running(self) -> RunningNorm:
+        """What kernels take of one that normalizes with its running statistics."""
+        assert self.mean is not None and self.var is not None
+        return RunningNorm(self.weight, self.bias, self.mean, self.var, self.eps)
 
 
 class Weights(NamedTuple):
@@ -118,27 +126,28 @@ def _runner(x: Tensor, weights: Weights, settings: Settings) -> Callable[[str], 
 
 
 def inference(x: Tensor, weights: Weights, settings: Settings, row_scale: Tensor | None) -> Tensor:
-    """The block with running statistics: expand, depthwise (+ pool), squeeze-and-excite, project (+ gate, residual)."""
-    whole = _whole_block(x, weights, settings) if row_scale is None else None
-    if whole is not None:
-        return whole(x, weights, settings)
+    """The block with running statistics: expand, depthwise (+ pool), squeeze-and-excite, project (+ gate, residual).
+
+    Weights of 1x1 convolutions may have their modules' shapes, [Cout, Cin, 1, 1].
+    """
+    if row_scale is None and x.numel():
+        whole = _whole_block(x, weights, settings)
+        y = None if whole is None else whole(x, weights, settings)
+        if y is not None:
+            return y
+    weights = as_matrices(weights)
     run = _runner(x, weights, settings)
-    fold = run("batch_norm_fold")
-
-    def affine(bn: BatchNorm):  # type: ignore[no-untyped-def]
-        return fold(bn.weight, bn.bias, bn.mean, bn.var, bn.eps).affine
-
     a1 = x
     if weights.expand is not None:
         assert weights.expand_bn is not None
-        expand_affine = affine(weights.expand_bn)
-        a1 = run("pointwise", stats=False)(x, weights.expand, affine=expand_affine, act=settings.expand_act).y
+        norm = weights.expand_bn.running
+        a1 = run("pointwise", stats=False)(x, weights.expand, affine=norm, act=settings.expand_act).y
     a2, pooled, _ = run("depthwise", stats=False)(
         a1,
         weights.depthwise,
         settings.stride,
         settings.padding,
-        affine=affine(weights.depthwise_bn),
+        affine=weights.depthwise_bn.running,
         act=settings.depthwise_act,
         pool=weights.w1 is not None,
     )
@@ -146,16 +155,38 @@ def inference(x: Tensor, weights: Weights, settings: Settings, row_scale: Tensor
         a2,
         weights.project,
         gate=_gate(run, pooled, weights, settings),
-        affine=affine(weights.project_bn),
+        affine=weights.project_bn.running,
         row_scale=row_scale,
         residual=x if settings.residual else None,
     ).y
 
 
-def _whole_block(x: Tensor, weights: Weights, settings: Settings) -> Callable[..., Tensor] | None:
-    """One call for everything, where the backend that would run the depthwise convolution has that."""
-    if x.numel() == 0 or weights.depthwise.dtype not in (torch.float32, torch.bfloat16):
-        return None
+def as_matrices(weights: Weights) -> Weights:
+    """1x1 convolutions as [Cout, Cin], every tensor contiguous."""
+
+    def matrix(t: Tensor | None) -> Tensor | None:
+        return None if t is None else t.flatten(1).contiguous()
+
+    def norm(bn: BatchNorm | None) -> Any:
+        return None if bn is None else bn._replace(**{k: _contiguous(getattr(bn, k)) for k in bn._fields[:4]})
+
+    return Weights(
+        *(matrix(weights.expand), norm(weights.expand_bn)),
+        *(weights.depthwise.contiguous(), norm(weights.depthwise_bn)),
+        *(matrix(weights.project), norm(weights.project_bn)),  # type: ignore[arg-type]
+        *(matrix(weights.w1), _contiguous(weights.b1), matrix(weights.w2), _contiguous(weights.b2)),
+    )
+
+
+def _contiguous(t: Tensor | None) -> Tensor | None:
+    return None if t is None else t.contiguous()
+
+
+def _whole_block(x: Tensor, weights: Weights, settings: Settings) -> Callable[..., Tensor | None] | None:
+    """One call for everything, where the backend that would run the depthwise convolution has that.
+
+    It answers ``None`` where this block has to run op by op.
+    """
     forced, size = dispatch.forced_backends(), weights.depthwise.shape[-1]
     choice = dispatch.choose(
         "depthwise", x.device, x.dtype, forced, kernel_size=size, stride=settings.stride, stats=False

@@ -112,7 +112,7 @@ def _pointwise(
     absent = x.new_empty(0, dtype=accumulation_dtype(x.dtype))
     return (
         out.y,
-        absent if out.pooled is None else out.pooled,
+        absent if out.mean is None else out.mean,
         absent.clone() if out.stats is None else merge_stats(out.stats),
     )
 

@@ -171,7 +171,8 @@ def _read(block: nn.Module, *args: Any, **kwargs: Any) -> MBConvParts | ConvLaye
 
 def recomputes(block: nn.Module) -> bool:
     """Whether :func:`effnet_fast.patch` was told to let this block recompute its expansion."""
-    return getattr(block, RECOMPUTES, False)
+    # Not getattr: an nn.Module takes microseconds to find out that it has no such attribute.
+    return bool(block.__dict__.get(RECOMPUTES, False))
 
 
 def runner(parts: MBConvParts | ConvLayerParts) -> Any:

@@ -8,11 +8,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..types import Affine, BatchNormGrad, BatchNormParamGrad, BatchNormStats, Norm, Running, move_running
+from ..types import (
+    Affine,
+    BatchNormGrad,
+    BatchNormParamGrad,
+    BatchNormStats,
+    Norm,
+    Running,
+    RunningNorm,
+    move_running,
+)
 from .activations import activation_grad
 from .common import (
     apply_affine,
     batch_norm_input_grad,
+    folded,
     normalize,
     partial_stats,
     per_sample,
@@ -57,11 +67,9 @@ def batch_norm_fold(
 
     ``mean`` and ``var`` are [C], as ``weight`` and ``bias`` are, which may be ``None``; any floating dtype.
     """
-    mean, var, weight, bias = (None if t is None else upcast(t) for t in (mean, var, weight, bias))
-    invstd = torch.rsqrt(var + eps)
-    scale = invstd if weight is None else weight * invstd
-    shift = -mean * scale if bias is None else bias - mean * scale
-    return BatchNormStats(torch.stack([mean, var, invstd, scale, shift]))
+    affine = folded(RunningNorm(weight, bias, mean, var, eps))
+    mean, var = upcast(mean), upcast(var)
+    return BatchNormStats(torch.stack([mean, var, torch.rsqrt(var + eps), *affine]))
 
 
 def batch_norm_reduce(

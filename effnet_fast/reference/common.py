@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..types import Affine, BatchNormGrad, Norm, accumulation_dtype
+from ..types import Affine, BatchNormGrad, Norm, RunningNorm, accumulation_dtype
 from .activations import activation
 
 
@@ -37,10 +37,21 @@ def store(y: Tensor, like: Tensor) -> Tensor:
     return out.copy_(y)
 
 
-def apply_affine(x: Tensor, affine: Affine | None) -> Tensor:
+def apply_affine(x: Tensor, affine: Affine | RunningNorm | None) -> Tensor:
     """``scale * x + shift`` in the accumulation dtype."""
     x = upcast(x)
+    if isinstance(affine, RunningNorm):
+        affine = folded(affine)
     return x if affine is None else per_channel(affine.scale) * x + per_channel(affine.shift)
+
+
+def folded(norm: RunningNorm) -> Affine:
+    """The affine that a BatchNorm with running statistics is, in the accumulation dtype."""
+    scale = torch.rsqrt(upcast(norm.var) + norm.eps)
+    if norm.weight is not None:
+        scale = upcast(norm.weight) * scale
+    shift = -upcast(norm.mean) * scale
+    return Affine(scale, shift if norm.bias is None else upcast(norm.bias) + shift)
 
 
 def normalize(z: Tensor, norm: Norm) -> Tensor:
@@ -56,7 +67,7 @@ def prologue(x: Tensor, affine: Affine | None, act: str, gate: Tensor | None = N
 
 def epilogue(
     z: Tensor,
-    affine: Affine | None,
+    affine: Affine | RunningNorm | None,
     act: str,
     row_scale: Tensor | None = None,
     residual: Tensor | None = None,

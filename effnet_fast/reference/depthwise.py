@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..types import Affine, BatchNormGrad, ConvGrad, ConvOut, Norm, Padding
+from ..types import Affine, BatchNormGrad, ConvGrad, ConvOut, Norm, Padding, RunningNorm
 from .activations import activation_grad
 from .common import (
     apply_affine,
@@ -29,7 +29,7 @@ def depthwise(
     *,
     in_affine: Affine | None = None,
     in_act: str = "none",
-    affine: Affine | None = None,
+    affine: Affine | RunningNorm | None = None,
     act: str = "none",
     pool: bool = False,
     stats: bool = False,
@@ -38,10 +38,10 @@ def depthwise(
 
     Args:
         x: [N, C, H, W].
-        weight: [C, 1, k, k], dtype of ``x``.
+        weight: [C, 1, k, k], dtype of ``x`` or float32.
         stride: 1 or 2, both axes.
         padding: zeros around the *activated* input (left, right, top, bottom).
-        pool: also return the mean of ``y`` (before rounding) over H and W.
+        pool: also return the mean of ``y`` (before rounding) over H and W, a backend in parts if it likes.
         stats: also return the statistics of ``y`` as stored; for raw outputs (no epilogue).
     """
     a = F.pad(prologue(x, in_affine, in_act), padding)

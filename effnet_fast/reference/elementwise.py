@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..types import Affine
+from ..types import Affine, RunningNorm
 from .common import epilogue, prologue, store
 
 
@@ -15,7 +15,7 @@ def affine_pool(z: Tensor, affine: Affine | None, act: str = "none") -> Tensor:
 
 def affine_residual(
     z: Tensor,
-    affine: Affine | None,
+    affine: Affine | RunningNorm | None,
     act: str = "none",
     row_scale: Tensor | None = None,
     residual: Tensor | None = None,

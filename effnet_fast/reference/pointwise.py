@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..types import Affine, BatchNormGrad, ConvGrad, ConvOut, Norm
+from ..types import Affine, BatchNormGrad, ConvGrad, ConvOut, Norm, RunningNorm
 from .activations import activation, activation_grad
 from .common import (
     apply_affine,
@@ -28,7 +28,7 @@ def pointwise(
     in_affine: Affine | None = None,
     in_act: str = "none",
     gate: Tensor | None = None,
-    affine: Affine | None = None,
+    affine: Affine | RunningNorm | None = None,
     act: str = "none",
     row_scale: Tensor | None = None,
     residual: Tensor | None = None,
@@ -39,10 +39,10 @@ def pointwise(
 
     Args:
         x: [N, Cin, H, W].
-        weight: [Cout, Cin], dtype of ``x``.
+        weight: [Cout, Cin], dtype of ``x`` or float32.
         in_affine, in_act, gate: the prologue; ``gate`` is [N, Cin].
         affine, act, row_scale, residual: the epilogue; ``row_scale`` is [N], ``residual`` as ``y``.
-        pool: also return the mean of ``y`` (before rounding) over H and W.
+        pool: also return the mean of ``y`` (before rounding) over H and W, a backend in parts if it likes.
         stats: also return the statistics of ``y`` as stored; for raw outputs (no epilogue).
     """
     a = prologue(x, in_affine, in_act, gate)

@@ -27,9 +27,10 @@ def squeeze_excite(
     """``gate = gate_act(w2 . act(w1 . pooled + b1) + b2)``, [N, C] in the accumulation dtype.
 
     Args:
-        pooled: [N, C], accumulation dtype.
+        pooled: [N, C], or [N, P, C] in P parts to be summed; accumulation dtype.
         w1, b1: [R, C] and [R]; w2, b2: [C, R] and [C]; any floating dtype; a bias may be ``None``.
     """
+    pooled = pooled if pooled.dim() == 2 else pooled.sum(1)
     hidden = activation(_linear(pooled, w1, b1), act)
     return activation(_linear(hidden, w2, b2), gate_act)
 

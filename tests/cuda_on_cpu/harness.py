@@ -18,7 +18,16 @@ import torch
 from torch import Tensor
 
 from effnet_fast.reference import ACTIVATIONS
-from effnet_fast.types import Affine, BatchNormGrad, ConvGrad, ConvOut, Norm, Padding, SqueezeExciteGrad
+from effnet_fast.types import (
+    Affine,
+    BatchNormGrad,
+    ConvGrad,
+    ConvOut,
+    Norm,
+    Padding,
+    RunningNorm,
+    SqueezeExciteGrad,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
@@ -158,7 +167,7 @@ def depthwise(
     *,
     in_affine: Affine | None = None,
     in_act: str = "none",
-    affine: Affine | None = None,
+    affine: Affine | RunningNorm | None = None,
     act: str = "none",
     pool: bool = False,
     stats: bool = False,
@@ -172,11 +181,19 @@ def depthwise(
 
     def decode(outputs: list[bytes]) -> ConvOut:
         y = _from_bytes(outputs[0], x.dtype, (n, out_h, out_w, c)).permute(0, 3, 1, 2)
-        pooled = _from_bytes(outputs[1], torch.float32, (n, c)) if pool else None
+        pooled = _from_bytes(outputs[1], torch.float32, (n, -1, c)) if pool and n * c else None
+        if pool and not n * c:
+            pooled = torch.zeros(n, c)
         return ConvOut(y, pooled, _from_bytes(outputs[2], torch.float32, (-1, 3, c)) if stats else None)
 
+    norm = affine if isinstance(affine, RunningNorm) else (*(affine or (None, None)), None, None, 0.0)
+    vectors = norm[:4]
+    storage = [STORAGE[torch.float32 if v is None else v.dtype] for v in vectors]
+    wide = int(weight.dtype == torch.float32)
+    # Millionths: the runner reads integers.
     numbers = [STORAGE[x.dtype], _activation(in_act), _activation(act), int(pool), int(stats), plan, shift]
-    tensors = [x, weight.flatten(), *(in_affine or (None, None)), *(affine or (None, None))]
+    numbers += [wide, *storage, round(norm[4] * 1e6)]
+    tensors = [x, weight.flatten(), *(in_affine or (None, None)), *vectors]
     return Case("depthwise", shape + numbers, tensors, misaligned, decode)
 
 
@@ -237,7 +254,9 @@ def _squeeze_excite_case(
 ) -> Case:
     w1 = tensors[0]
     assert w1 is not None
-    numbers = [*pooled.shape, w1.shape[0], _activation(act), _activation(gate_act), STORAGE[w1.dtype]]
+    parts = 1 if pooled.dim() == 2 else pooled.shape[1]
+    sizes = [pooled.shape[0], parts, pooled.shape[-1]]
+    numbers = [*sizes, w1.shape[0], _activation(act), _activation(gate_act), STORAGE[w1.dtype]]
     return Case(name, numbers, [pooled, *tensors], misaligned, decode)
 
 
@@ -255,7 +274,7 @@ def squeeze_excite(
     """A case of ``reference.squeeze_excite``."""
 
     def decode(outputs: list[bytes]) -> Tensor:
-        return _from_bytes(outputs[0], torch.float32, pooled.shape)
+        return _from_bytes(outputs[0], torch.float32, (pooled.shape[0], pooled.shape[-1]))
 
     tensors = [w1, b1, w2, b2]
     return _squeeze_excite_case("squeeze_excite", pooled, tensors, act, gate_act, decode, misaligned)

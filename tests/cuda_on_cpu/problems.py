@@ -10,7 +10,16 @@ from torch import Tensor
 
 from effnet_fast import reference
 from effnet_fast.testing import assert_accurate
-from effnet_fast.types import Affine, BatchNormGrad, ConvGrad, ConvOut, Norm, Padding, SqueezeExciteGrad
+from effnet_fast.types import (
+    Affine,
+    BatchNormGrad,
+    ConvGrad,
+    ConvOut,
+    Norm,
+    Padding,
+    RunningNorm,
+    SqueezeExciteGrad,
+)
 
 
 class Problem(NamedTuple):
@@ -38,6 +47,18 @@ def affine(channels: int) -> Affine:
     return Affine(torch.rand(channels) + 0.5, torch.randn(channels))
 
 
+def running_norm(channels: int, dtype: torch.dtype, parameters: bool = True) -> RunningNorm:
+    """A BatchNorm in inference, its vectors of one dtype; without ``parameters``, of ``affine=False``."""
+    vectors = (
+        torch.rand(channels) + 0.5,
+        torch.randn(channels),
+        torch.randn(channels),
+        torch.rand(channels) + 0.5,
+    )
+    weight, bias, mean, var = (v.to(dtype) for v in vectors)
+    return RunningNorm(*((weight, bias) if parameters else (None, None)), mean, var, 1e-3)
+
+
 def _activations(*shape: int, dtype: torch.dtype) -> Tensor:
     return torch.randn(shape).to(dtype).to(memory_format=torch.channels_last)
 
@@ -51,14 +72,16 @@ def depthwise(
     *,
     training: bool = False,
     act: str = "silu",
+    norm: RunningNorm | None = None,
+    wide_weight: bool = False,
 ) -> Problem:
-    """Training: prologue and statistics. Otherwise: epilogue and pool."""
+    """Training: prologue and statistics. Otherwise: epilogue (of a BatchNorm, or an affine) and pool."""
     x = _activations(*shape, dtype=dtype)
-    weight = torch.randn(shape[1], 1, kernel, kernel).to(dtype)
+    weight = torch.randn(shape[1], 1, kernel, kernel).to(torch.float32 if wide_weight else dtype)
     if training:
         kwargs: dict[str, Any] = {"in_affine": affine(shape[1]), "in_act": act, "stats": True}
     else:
-        kwargs = {"affine": affine(shape[1]), "act": act, "pool": True}
+        kwargs = {"affine": affine(shape[1]) if norm is None else norm, "act": act, "pool": True}
     label = f"{dtype} k{kernel} s{stride} {shape} {padding} {'training' if training else 'inference'} {act}"
     return Problem("depthwise", (x, weight, stride, padding), kwargs, label)
 
@@ -103,15 +126,17 @@ def squeeze_excite(
     backward: bool,
     bias: bool = True,
     acts: tuple[str, str],
+    parts: int = 1,
 ) -> Problem:
     w1, w2 = torch.randn(reduced, channels) / channels**0.5, torch.randn(channels, reduced) / reduced**0.5
     b1, b2 = torch.randn(reduced).to(dtype), torch.randn(channels).to(dtype)
     biased = (w1.to(dtype), b1 if bias else None, w2.to(dtype), b2 if bias else None)
-    args: tuple[Any, ...] = (torch.randn(images, channels), *biased, *acts)
+    pooled = torch.randn(images, channels) if parts == 1 else torch.randn(images, parts, channels) / parts
+    args: tuple[Any, ...] = (pooled, *biased, *acts)
     if backward:
         args = (torch.randn(images, channels), *args)
     op = "squeeze_excite_backward" if backward else "squeeze_excite"
-    return Problem(op, args, {}, f"{dtype} {images}x{channels}->{reduced} bias={bias} {acts}")
+    return Problem(op, args, {}, f"{dtype} {images}x{parts}x{channels}->{reduced} bias={bias} {acts}")
 
 
 def check(problem: Problem, got: ConvOut | ConvGrad | SqueezeExciteGrad | Tensor) -> None:
@@ -132,6 +157,8 @@ def check(problem: Problem, got: ConvOut | ConvGrad | SqueezeExciteGrad | Tensor
 def _merged(parts: dict[str, Tensor | None]) -> dict[str, Tensor | None]:
     """Partial rows, whose number is a backend's business, become their sums."""
     parts = dict(parts)
+    if parts.get("pooled") is not None and parts["pooled"].dim() == 3:
+        parts["pooled"] = parts["pooled"].sum(1)
     sums, stats = parts.get("sums"), parts.pop("stats", None)
     if sums is not None:
         parts["sums"] = sums.sum(0)

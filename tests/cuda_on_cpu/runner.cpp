@@ -100,24 +100,25 @@ std::vector<Buffer> depthwise_forward_case(Case& c) {
   const int64_t misalignment = c.integer();
   p.x = c.tensor();
   p.weight = c.tensor();
+  p.wide_weight = c.integer() != 0;
   p.in_scale = c.tensor<float>();
   p.in_shift = c.tensor<float>();
-  p.scale = c.tensor<float>();
-  p.shift = c.tensor<float>();
+  for (ChannelVector* vector : {&p.scale, &p.shift, &p.mean, &p.var}) {
+    *vector = {c.tensor(), static_cast<StorageType>(c.integer())};
+  }
+  p.eps = static_cast<float>(c.integer()) * 1e-6f;
 
   const int64_t outputs =
       static_cast<int64_t>(p.shape.batch) * p.shape.out_height * p.shape.out_width * p.shape.channels;
   const int64_t vectors = static_cast<int64_t>(p.shape.batch) * p.shape.channels;
   std::vector<Buffer> results;
   results.emplace_back(outputs * element_size(type), misalignment);
-  results.emplace_back(pool ? vectors * 4 : 0, 0);
+  results.emplace_back(pool ? p.plan.tiles() * vectors * 4 : 0, 0);
   results.emplace_back(stats ? p.plan.partial_rows() * 3 * p.shape.channels * 4 : 0, 0);
-  Buffer partials(p.plan.tiles() * vectors * 4, 0);
   p.y = results[0].data();
-  p.pooled = pool ? partials.data<float>() : nullptr;
+  p.pooled = pool ? results[1].data<float>() : nullptr;
   p.stats = stats ? results[2].data<float>() : nullptr;
   check(depthwise_forward(p, type, nullptr), c);
-  if (pool) check(merge_rows(p.pooled, results[1].data<float>(), p.plan.tiles(), 1, vectors, nullptr), c);
   return results;
 }
 
@@ -159,6 +160,7 @@ std::vector<Buffer> depthwise_backward_case(Case& c) {
 SqueezeExciteParams squeeze_excite_params(Case& c) {
   SqueezeExciteParams p{};
   p.images = c.integer();
+  p.parts = c.small();
   p.channels = c.small();
   p.reduced = c.small();
   p.act = static_cast<Activation>(c.integer());

@@ -43,6 +43,28 @@ def test_forward(check: Callable[..., None], dtype: torch.dtype) -> None:
 
 
 @dtypes
+def test_forward_of_a_running_batch_norm(check: Callable[..., None], dtype: torch.dtype) -> None:
+    """The kernel folds it, whatever the dtype of its vectors; images that are cut leave their mean in parts."""
+    given = []
+    for vectors, parameters in itertools.product(DTYPES, (True, False)):
+        for channels, size in ((40, 9), (3, 31)):
+            norm = problems.running_norm(channels, vectors, parameters)
+            given.append(problems.depthwise(dtype, 3, 1, (2, channels, size, size), (1,) * 4, norm=norm))
+    check(given)
+
+
+@dtypes
+def test_forward_with_weights_of_float32(check: Callable[..., None], dtype: torch.dtype) -> None:
+    """As modules have them under autocast."""
+    check(
+        [
+            problems.depthwise(dtype, k, s, (2, 40, 9, 11), (k // 2,) * 4, wide_weight=True)
+            for k, s in TEMPLATES
+        ]
+    )
+
+
+@dtypes
 def test_backward(check: Callable[..., None], dtype: torch.dtype) -> None:
     check(
         [

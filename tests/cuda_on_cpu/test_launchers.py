@@ -15,7 +15,7 @@ from torch import Tensor
 
 from effnet_fast import cuda, native
 from effnet_fast.reference import ACTIVATIONS
-from effnet_fast.types import Affine, BatchNormGrad, Norm
+from effnet_fast.types import Affine, BatchNormGrad, Norm, RunningNorm
 
 from . import harness, problems
 
@@ -41,7 +41,7 @@ class Kernels:
                 *(a["x"], a["weight"], a["stride"], a["padding"]),
                 in_affine=_pack(Affine, a["in_scale"], a["in_shift"]),
                 in_act=ACTIVATIONS[a["in_act"]],
-                affine=_pack(Affine, a["scale"], a["shift"]),
+                affine=_affine(a),
                 act=ACTIVATIONS[a["act"]],
                 **{name: a[name] for name in ("pool", "stats", "plan")},
             )
@@ -75,6 +75,12 @@ class Kernels:
         tensors = [a[name] for name in ("dgate", "pooled", "w1", "b1", "w2", "b2")]
         acts = ACTIVATIONS[a["act"]], ACTIVATIONS[a["gate_act"]]
         return self._run(harness.squeeze_excite_backward(*tensors, *acts))
+
+
+def _affine(a: dict[str, Any]) -> Affine | RunningNorm | None:
+    if a["var"] is None:
+        return _pack(Affine, a["scale"], a["shift"])
+    return RunningNorm(a["scale"], a["shift"], a["mean"], a["var"], a["eps"])
 
 
 def _pack(kind: Callable[..., Any], *vectors: Tensor | None) -> Any:

@@ -27,6 +27,21 @@ def test_forward(check: Callable[..., None], dtype: torch.dtype) -> None:
     )
 
 
+# fewer channels than a block has threads (lanes of parts), and more
+@pytest.mark.parametrize("channels", [7, 40, 96, 700])
+@pytest.mark.parametrize("parts", [2, 9, 33])
+def test_mean_in_parts(check: Callable[..., None], channels: int, parts: int) -> None:
+    """As the depthwise forward leaves it where it cuts an image."""
+    check(
+        [
+            problems.squeeze_excite(
+                torch.float32, images, channels, 10, backward=False, acts=ACTS[0], parts=parts
+            )
+            for images in (1, 3)
+        ]
+    )
+
+
 @dtypes
 def test_backward(check: Callable[..., None], dtype: torch.dtype) -> None:
     check([problems.squeeze_excite(dtype, *size, backward=True, acts=ACTS[0]) for size in SIZES])

@@ -32,8 +32,11 @@ std::tuple<Tensor, Tensor, Tensor> depthwise(const Tensor& x_in, const Tensor& w
                                              const std::vector<int64_t>& padding, const OptionalTensor& in_scale,
                                              const OptionalTensor& in_shift, int64_t in_act,
                                              const OptionalTensor& scale, const OptionalTensor& shift, int64_t act,
-                                             bool pool, bool stats, int64_t plan_number) {
+                                             bool pool, bool stats, int64_t plan_number, const OptionalTensor& mean,
+                                             const OptionalTensor& var, double /*eps*/) {
   constexpr const char* op = "depthwise";
+  EFFNET_CHECK(!mean.has_value() && !var.has_value(), op, "mean, var", "None (the CPU takes a folded affine)",
+               "tensors");
   EFFNET_CHECK(plan_number == -1, op, "plan", "-1 (the CPU has one plan a shape)", plan_number);
   EFFNET_CHECK(x_in.dim() == 4, op, "x", "rank 4 [N, C, H, W]", to_text(x_in));
   DepthwiseParams p{};

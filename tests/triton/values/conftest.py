@@ -16,7 +16,7 @@ from torch import Tensor
 
 from effnet_fast import reference
 from effnet_fast.testing import assert_accurate
-from effnet_fast.types import Affine, BatchNormGrad, Norm
+from effnet_fast.types import Affine, BatchNormGrad, Norm, RunningNorm
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 GUARD = 64
@@ -76,6 +76,14 @@ class Kit:
     def affine(self, c: int) -> Affine:
         return Affine(self.positive(c), self.vector(c))
 
+    def running_norm(
+        self, c: int, dtype: torch.dtype = torch.float32, parameters: bool = True
+    ) -> RunningNorm:
+        """A BatchNorm in inference, its vectors of one dtype; without ``parameters``, of ``affine=False``."""
+        weight, bias, mean = (t.to(dtype) for t in (self.positive(c), self.vector(c), self.vector(c)))
+        var = self.positive(c).to(dtype)
+        return RunningNorm(*((weight, bias) if parameters else (None, None)), mean, var, 1e-3)
+
     def norm(self, c: int) -> Norm:
         return Norm(self.vector(c), self.positive(c))
 
@@ -122,7 +130,7 @@ def _parts(op: str, *results: Any) -> list[tuple[Any, ...]]:
         return [("result", *merged)]
     parts: list[tuple[Any, ...]] = []
     for name in results[0]._fields:
-        values = [getattr(r, name) for r in results]
+        values = [r.mean if name == "pooled" else getattr(r, name) for r in results]
         if isinstance(values[0], BatchNormGrad):
             parts += [(f"{name}.{key}", *(getattr(v, key) for v in values)) for key in BatchNormGrad._fields]
             continue
