@@ -141,7 +141,7 @@ __global__ void __launch_bounds__(kForwardMaxThreads, Traits::kForwardBlocks)
 
   // The weights' latency hides behind the first rows'.
   ForwardThread<Traits> thread;
-  if (p.wide_weight) {
+  if (!std::is_same_v<T, float> && p.wide_weight) {
     load_weights<Traits, float>(thread.weight, p.weight, seat);
   } else {
     load_weights<Traits>(thread.weight, p.weight, seat);
