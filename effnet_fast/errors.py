@@ -1,4 +1,4 @@
-"""The package's errors. All of them are ``ValueError``; the command line turns them into exit code 2."""
+"""The package's errors and warnings. All errors are ``ValueError``; the command line turns them into exit code 2."""
 
 
 class EffnetFastError(ValueError):
@@ -23,3 +23,7 @@ class CheckpointError(EffnetFastError):
 
 class UnknownModelError(EffnetFastError):
     """No model of that name."""
+
+
+class CheckpointWarning(UserWarning):
+    """A checkpoint was understood, but not in the only way; the message says how."""

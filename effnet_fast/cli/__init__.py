@@ -6,6 +6,7 @@ A subcommand's module has ``HELP``, ``add_arguments(parser)`` and ``run(argument
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 import warnings
@@ -58,6 +59,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0, what the subcommand says, 2 for bad input (one line on stderr), 130 after Ctrl-C.
     """
+    # A name that the terminal's encoding lacks is shown with escapes; it must not end the program.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     parser = make_parser()
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning

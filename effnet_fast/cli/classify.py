@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,11 +13,11 @@ from torch import Tensor, nn
 import effnet_fast
 
 from .. import images, samples
-from ..errors import BackendError, CheckpointError, EffnetFastError
+from ..errors import BackendError, CheckpointError, CheckpointWarning, EffnetFastError
 from ..inference.extract import DTYPES as INFERENCE_DTYPES
 from ..labels import labels_for
 from ..models.config import canonical_name
-from ..models.weights import load_weights, read_weights, resolve_weights
+from ..models.weights import load_weights, number_of_classes, read_weights, resolve_weights
 from . import options
 from .output import Output
 
@@ -51,7 +52,7 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     with options.backend(arguments.backend), torch.inference_mode():
         # Every image before any work: a bad one is refused up front, not after minutes.
         pixels = _read(arguments.images, preset, output)
-        model, runs, blocks = _prepared(_load(name, weights), device, dtype, preset.crop)
+        model, runs, blocks = _prepared(_load(name, weights, output), device, dtype, preset.crop)
         logits = _logits(model, pixels, preset, device, dtype, output)
         labels = labels_for(logits.shape[1], arguments.labels)
     results = [
@@ -107,17 +108,22 @@ def _read(paths: Sequence[str], preset: images.Preset, output: Output) -> Tensor
     return torch.stack(pixels)
 
 
-def _load(name: str, weights: Any) -> nn.Module:
+def _load(name: str, weights: Any, output: Output) -> nn.Module:
     if name == "lite0":
         return samples.lite0()
     # The checkpoint knows how many classes it was trained for; the user should not have to.
     state = read_weights(weights)
-    head = state.get("classifier.1.bias")
-    if head is None:
+    classes = number_of_classes(state)
+    if classes is None:
         raise CheckpointError(
             f"weights: {weights} has no classifier.1.bias, expected an EfficientNet of this package"
         )
-    return load_weights(effnet_fast.create(name, num_classes=head.numel()), state)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", CheckpointWarning)
+        model = load_weights(effnet_fast.create(name, num_classes=classes), state)
+    for warning in caught:
+        output.line(str(warning.message))
+    return model
 
 
 def _prepared(

@@ -4,7 +4,7 @@ from .config import VARIANTS, Stage, Variant, list_models, scaled_stages
 from .counting import Count, ModelSummary, StageSummary, count, summarize, summarize_all
 from .efficientnet import EfficientNet, b0, b1, b2, b3, b4, b5, b6, b7, create, efficientnet
 from .scaling import CompoundScaling, compound_scaling, round_filters, round_repeats
-from .weights import load_weights
+from .weights import load_weights, rename_weights
 
 __all__ = [
     "VARIANTS",
@@ -29,6 +29,7 @@ __all__ = [
     "efficientnet",
     "list_models",
     "load_weights",
+    "rename_weights",
     "round_filters",
     "round_repeats",
     "scaled_stages",

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
-import pickle
 import re
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, CheckpointWarning
+from .checkpoints import STEMS, Checkpoint, first_line, read_file, some, state_dict
+from .foreign import EFFICIENTNET_PYTORCH, TIMM, Names, library_of, renamed
 
 #: ``None``, a torchvision weights enum member, an enum's name or a path, or a state dict.
 Weights = Any
@@ -20,10 +22,7 @@ Weights = Any
 State = dict[str, Tensor]
 Model = TypeVar("Model", bound=nn.Module)
 
-#: Keys under which training scripts keep the state dict, tried in this order.
-WRAPPERS = ("state_dict", "model_state_dict", "model")
-#: Put before every key by DataParallel, DistributedDataParallel and torch.compile.
-PREFIXES = ("module.", "_orig_mod.")
+COUNTER = ".num_batches_tracked"
 
 _ENUM_NAME = re.compile(r"(?:(EfficientNet_\w+_Weights)\.)?([A-Z][A-Z0-9_]*)")
 
@@ -83,7 +82,7 @@ def trained_classes(weights: Weights) -> int | None:
     return len(categories) if categories else None
 
 
-def read_weights(weights: Weights, *, progress: bool = True) -> State:
+def read_weights(weights: Weights, *, progress: bool = True) -> Checkpoint:
     """The state dict that ``weights`` stands for, unwrapped and without prefixes.
 
     Args:
@@ -94,12 +93,12 @@ def read_weights(weights: Weights, *, progress: bool = True) -> State:
         CheckpointError: no such file, not a checkpoint, or not a state dict.
     """
     if _is_enum_member(weights):
-        return _state_dict(_download(weights, progress), str(weights))
+        return state_dict(_download(weights, progress), str(weights))
     if isinstance(weights, Mapping):
-        return _state_dict(weights, "weights")
+        return state_dict(weights, "weights")
     if isinstance(weights, (str, os.PathLike)):
         path = Path(weights).expanduser()
-        return _state_dict(_read_file(path), str(path))
+        return state_dict(read_file(path), str(path))
     raise CheckpointError(
         "weights: expected None, a torchvision weights enum member or its name, a path or a state dict, "
         f"got {weights.__name__ if isinstance(weights, type) else type(weights).__name__}"
@@ -110,82 +109,102 @@ def _download(member: Any, progress: bool) -> Any:
     try:
         return member.get_state_dict(progress=progress, check_hash=True)
     except (OSError, RuntimeError) as error:
-        raise CheckpointError(f"weights: {member} could not be downloaded: {_first_line(error)}") from error
-
-
-def _read_file(path: Path) -> Any:
-    if not path.is_file():
-        what = "is not a file" if path.exists() else "does not exist, nor is it a torchvision weights name"
-        raise CheckpointError(f"weights: {path} {what}")
-    read = _safetensors_reader(path) if path.suffix == ".safetensors" else _torch_load
-    try:
-        return read(path)
-    # A damaged or foreign file makes the readers raise almost anything; the cause is the file.
-    except Exception as error:
-        raise CheckpointError(f"weights: {path} is not a readable checkpoint: {_reason(error)}") from error
-
-
-def _safetensors_reader(path: Path) -> Callable[[Path], Any]:
-    try:
-        from safetensors.torch import load_file
-    except ImportError:
-        raise CheckpointError(f"weights: {path} needs safetensors: pip install safetensors") from None
-    return load_file
-
-
-def _torch_load(path: Path) -> Any:
-    return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def _reason(error: Exception) -> str:
-    # Of torch's long texts only the name is kept: they advise weights_only=False, which runs the file's code.
-    if isinstance(error, pickle.UnpicklingError) and (found := re.search(r"GLOBAL (\S+)", str(error))):
-        return f"it holds {found[1]}, and only tensors are loaded, for safety; save model.state_dict() alone"
-    if isinstance(error, OSError):
-        return _first_line(error)
-    return "it is damaged or of another kind; expected a file of torch.save or, named .safetensors, of safetensors"
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), "") or type(error).__name__
-
-
-def _state_dict(found: Any, source: str) -> State:
-    if isinstance(found, Mapping):
-        found = next((found[key] for key in WRAPPERS if isinstance(found.get(key), Mapping)), found)
-    if not isinstance(found, Mapping):
-        raise CheckpointError(f"weights: {source} holds {type(found).__name__}, expected a state dict")
-    state = dict(found)
-    for key, value in state.items():
-        if not isinstance(key, str) or not isinstance(value, Tensor):
-            raise CheckpointError(
-                f"weights: {source} has {type(value).__name__} under {key!r}, expected tensors by parameter "
-                f"name (or a state dict under {', '.join(map(repr, WRAPPERS))})"
-            )
-    while prefix := next((p for p in PREFIXES if state and all(key.startswith(p) for key in state)), None):
-        state = {key.removeprefix(prefix): value for key, value in state.items()}
-    return state
+        raise CheckpointError(f"weights: {member} could not be downloaded: {first_line(error)}") from error
 
 
 def load_weights(model: Model, weights: Weights, *, progress: bool = True) -> Model:
     """Loads ``weights`` into ``model`` and returns it; when they do not fit, the model stays as it was.
 
+    Names of timm and efficientnet_pytorch are understood, and the epsilon of the BatchNorms is set to that of the library.
+
     Args:
         weights: as for the builders: an enum member or its full name, a path, or a state dict.
 
     Raises:
-        CheckpointError: unreadable weights, missing, unexpected or wrongly shaped entries, or a classifier of
-            another size than ``num_classes``.
+        CheckpointError: unreadable weights, missing, unexpected or wrongly shaped entries, a classifier of another
+            size than ``num_classes``, or weights of a network that computes something else.
+
+    Warns:
+        CheckpointWarning: where there was a choice: which of two sets was taken, prefixes, other libraries' names.
     """
-    state = read_weights(resolve_weights(weights), progress=progress)
-    own = model.state_dict()
+    checkpoint = read_weights(resolve_weights(weights), progress=progress)
+    own, notes = model.state_dict(), list(checkpoint.notes)
+    names = _foreign_names(checkpoint, own)
+    state = dict(checkpoint)
+    if names is not None:
+        _check_same_network(names, checkpoint)
+        state = renamed(state, names, own)
+        notes += _differences(names, checkpoint, model)
     # Counters of batches came with PyTorch 0.4.1; older checkpoints lack them, and PyTorch lets them.
     for key, value in own.items():
-        if key.endswith(".num_batches_tracked"):
+        if key.endswith(COUNTER):
             state.setdefault(key, torch.zeros_like(value))
     _check_fit(own, state)
     model.load_state_dict(state, strict=True)
+    if names is not None:
+        for norm in _norms(model):
+            norm.eps = names.eps
+    if notes:
+        warnings.warn(f"weights: {checkpoint.source}: {'; '.join(notes)}", CheckpointWarning, stacklevel=2)
     return model
+
+
+def rename_weights(weights: Weights, model: nn.Module) -> State:
+    """Weights in timm's or efficientnet_pytorch's names as a state dict of ``model``, to fine-tune from.
+
+    Nothing is checked or loaded: networks that pad as TensorFlow does compute something else than ``model``, and
+    :func:`effnet_fast.patch` runs them as they are.
+
+    Raises:
+        CheckpointError: unreadable weights, or names of neither library.
+    """
+    checkpoint, own = read_weights(resolve_weights(weights)), model.state_dict()
+    names = _foreign_names(checkpoint, own)
+    if names is None:
+        raise CheckpointError(
+            f"weights: {checkpoint.source} has not the names of timm or efficientnet_pytorch"
+        )
+    return renamed(checkpoint, names, own)
+
+
+def number_of_classes(state: Mapping[str, Tensor]) -> int | None:
+    """Classes of the network whose weights these are, in any library's names; ``None`` where there is no classifier."""
+    for head in ("classifier.1", TIMM.classifier, EFFICIENTNET_PYTORCH.classifier):
+        if f"{head}.bias" in state:
+            return state[f"{head}.bias"].numel()
+    return None
+
+
+def _foreign_names(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Names | None:
+    return library_of(state) if STEMS[0] in own and STEMS[0] not in state else None
+
+
+def _check_same_network(names: Names, checkpoint: Checkpoint) -> None:
+    """TensorFlow's networks pad at stride 2 on the right and below only."""
+    name = checkpoint.architecture or Path(checkpoint.source).name
+    if names.same_padding or name.startswith("tf_"):
+        network = names.library if names.same_padding else f"timm's {name}"
+        raise CheckpointError(
+            f"weights: {checkpoint.source} is of {network}, which pads as TensorFlow does, where this model pads as "
+            "torchvision does and would compute other values: effnet_fast.patch runs that library's model as it is, "
+            "and models.rename_weights gives a state dict to fine-tune from"
+        )
+
+
+def _differences(names: Names, checkpoint: Checkpoint, model: nn.Module) -> list[str]:
+    notes = [f"its names are {names.library}'s"]
+    if any(norm.eps != names.eps for norm in _norms(model)):
+        notes.append(f"the BatchNorms' eps was set to {names.library}'s {names.eps}")
+    if not checkpoint.architecture:
+        notes.append(
+            "were it one of timm's tf_efficientnet_*, which the names do not tell, it would compute other values here "
+            "(effnet_fast.patch runs those as they are)"
+        )
+    return notes
+
+
+def _norms(model: nn.Module) -> list[nn.BatchNorm2d]:
+    return [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
 
 
 def _check_fit(own: Mapping[str, Tensor], state: State) -> None:
@@ -206,7 +225,7 @@ def _check_fit(own: Mapping[str, Tensor], state: State) -> None:
     parts = (("missing", missing, ", "), ("unexpected", unexpected, ", "), ("of wrong shape", shapes, "; "))
     raise CheckpointError(
         "weights do not fit the model: "
-        + "; ".join(f"{len(items)} {what} ({_some(items, sep)})" for what, items, sep in parts if items)
+        + "; ".join(f"{len(items)} {what} ({some(items, sep)})" for what, items, sep in parts if items)
     )
 
 
@@ -217,7 +236,3 @@ def _fits(own: Tensor, given: Tensor) -> bool:
 
 def _describe(tensor: Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
-
-
-def _some(items: list[str], separator: str, limit: int = 3) -> str:
-    return separator.join(items[:limit]) + (", ..." if len(items) > limit else "")
