@@ -1,14 +1,15 @@
 #!/usr/bin/env python3
 """Train an EfficientNet with fused blocks: one CPU, one GPU, or many under torchrun.
 
-    python examples/train.py --data digits --model b0 --size 64 --epochs 3 --output runs/digits
+    python examples/train.py --size 64 --batch-size 32 --lr 2e-3 --epochs 6 --output runs/digits
     torchrun --nproc-per-node 8 examples/train.py --data /data/imagenet --model b0 --amp bf16 --output runs/b0
     python examples/train.py ... --output runs/b0 --resume        # goes on where the last checkpoint was
 
 ``--data`` is ``digits`` (scikit-learn's 1797 handwritten digits) or a folder with ``train/`` and ``val/``, each with a
 folder of images per class. Every step is written to ``log.csv`` and, where TensorBoard is installed, to ``tensorboard/``. A run
 that was killed and resumed writes the curve of one that was not, because batches, augmentation and random states depend on
-(seed, epoch, step) alone. On many nodes ``--output`` must be a folder that all of them see.
+(seed, epoch, step) alone. Ctrl-C ends a run after the current step, with a checkpoint. On many nodes ``--output`` must be a
+folder that all of them see.
 """
 
 from __future__ import annotations
@@ -28,8 +29,10 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Subset
 
 # Beside this file: Python puts a script's folder on its path.
+from training_averages import Momentum, averaged_model
 from training_data import Reproducible, datasets
-from training_log import Log, Progress
+from training_interrupt import Interrupt
+from training_log import Log, Progress, claim
 
 import effnet_fast
 
@@ -96,10 +99,7 @@ class Trainer:
                 )
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         self.model = model.to(self.device, memory_format=torch.channels_last)
-        self.ema = None
-        if args.ema:
-            average = torch.optim.swa_utils.get_ema_multi_avg_fn(args.ema)
-            self.ema = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=average, use_buffers=True)
+        self.ema = averaged_model(model, args.ema) if args.ema else None
         decayed = [p for p in model.parameters() if p.ndim > 1]
         kept = [p for p in model.parameters() if p.ndim <= 1]
         groups = [
@@ -119,7 +119,8 @@ class Trainer:
             raise SystemExit(
                 f"train.py: {len(self.train)} images are fewer than one step's {args.batch_size * self.world}"
             )
-        self.step = 0
+        self.momentum = Momentum(model, args.epochs * self.steps_per_epoch)
+        self.step, self.interrupt, self.stopped = 0, Interrupt(), False
         # Processes must not drop out the same samples.
         torch.manual_seed(args.seed * 1000 + self.rank)
 
@@ -157,6 +158,7 @@ class Trainer:
 
     def train_step(self, images: Tensor, labels: Tensor) -> float:
         self.model.train()
+        self.momentum.set(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
         self.optimizer.zero_grad(set_to_none=True)
@@ -168,10 +170,13 @@ class Trainer:
         if self.ema is not None:
             self.ema.update_parameters(self.model)
         self.step += 1
-        shown = loss.detach()
+        # A signal may reach one process before the others: they stop at the same step.
+        shown = torch.stack([loss.detach().float(), torch.tensor(float(self.interrupt.came)).to(self.device)])
         if self.world > 1:
             dist.all_reduce(shown)
-        return shown.item() / self.world
+        loss_sum, interrupts = shown.tolist()
+        self.stopped = interrupts > 0
+        return loss_sum / self.world
 
     @torch.inference_mode()
     def accuracy(self) -> float:
@@ -234,7 +239,13 @@ def save(state: dict[str, Any], path: Path) -> None:
 def resume(trainer: Trainer, checkpoint: Path) -> None:
     """Every process reads the same file, or all of them stop."""
     if checkpoint.exists():
-        trainer.restore(torch.load(checkpoint, map_location="cpu", weights_only=True))
+        try:
+            trainer.restore(torch.load(checkpoint, map_location="cpu", weights_only=True))
+        except (KeyError, RuntimeError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise SystemExit(
+                f"train.py: {checkpoint} is not of a run with these options ({reason})"
+            ) from None
     if trainer.world > 1:
         steps: list[Any] = [None] * trainer.world
         dist.all_gather_object(steps, trainer.step)
@@ -244,6 +255,7 @@ def resume(trainer: Trainer, checkpoint: Path) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     args = arguments(argv)
+    claim(args.output, args.resume)
     trainer = Trainer(args)
     checkpoint = args.output / "checkpoint.pt"
     if args.resume:
@@ -251,18 +263,19 @@ def main(argv: list[str] | None = None) -> None:
     log = progress = None
     total = args.epochs * trainer.steps_per_epoch
     if trainer.rank == 0:
-        args.output.mkdir(parents=True, exist_ok=True)
         log = Log(args.output, trainer.step, not args.no_tensorboard)
         progress = Progress(total)
-    last = min(total, args.max_steps or total)
+    last, stopped = min(total, args.max_steps or total), False
     while trainer.step < last:
         for images, labels in trainer.batches():
             start = time.perf_counter()
             rate, epoch = trainer.learning_rate(), trainer.step // trainer.steps_per_epoch
             loss = trainer.train_step(images, labels)
             speed = len(images) * trainer.world / (time.perf_counter() - start)
-            ended = trainer.step % trainer.steps_per_epoch == 0
-            accuracy = trainer.accuracy() if ended or trainer.step == last else None
+            ended = trainer.step % trainer.steps_per_epoch == 0 or trainer.step == last
+            stopped = trainer.stopped and trainer.step < last
+            last = trainer.step if stopped else last
+            accuracy = trainer.accuracy() if ended and not stopped else None
             if log and progress:
                 values = {"accuracy": accuracy, "learning_rate": rate, "images_per_second": speed}
                 log.write(trainer.step, epoch, loss=loss, **values)
@@ -279,6 +292,8 @@ def main(argv: list[str] | None = None) -> None:
         log.close()
     if trainer.world > 1:
         dist.destroy_process_group()
+    if stopped:
+        raise SystemExit(f"train.py: stopped at step {last}, checkpoint written; --resume goes on")
 
 
 if __name__ == "__main__":

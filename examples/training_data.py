@@ -35,14 +35,26 @@ def datasets(data: str, size: int) -> tuple[Dataset[Any], Dataset[Any], int]:
     """
     if data == "digits":
         return _digits(size)
+    parts = [Path(data) / "train", Path(data) / "val"]
+    if missing := next((part for part in parts if not part.is_dir()), None):
+        raise SystemExit(
+            f"train.py: --data expects digits, or a folder with train/ and val/; {missing} is no folder"
+        )
     from torchvision import transforms
     from torchvision.datasets import ImageFolder
 
     normalize = [transforms.ToTensor(), transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))]
     crop = [transforms.RandomResizedCrop(size), transforms.RandomHorizontalFlip(), *normalize]
     centre = [transforms.Resize(round(size * 1.15)), transforms.CenterCrop(size), *normalize]
-    train = ImageFolder(str(Path(data) / "train"), transforms.Compose(crop))
-    val = ImageFolder(str(Path(data) / "val"), transforms.Compose(centre))
+    try:
+        train = ImageFolder(str(parts[0]), transforms.Compose(crop))
+        val = ImageFolder(str(parts[1]), transforms.Compose(centre))
+    # No folder of a class, or one without images.
+    except FileNotFoundError as error:
+        raise SystemExit(f"train.py: --data {data}: {str(error).splitlines()[0]}") from None
+    if train.classes != val.classes:
+        only = sorted(set(train.classes) ^ set(val.classes))[0]
+        raise SystemExit(f"train.py: --data {data}: train/ and val/ differ in the class {only!r}")
     return train, val, len(train.classes)
 
 

@@ -15,6 +15,18 @@ FIELDS = {
 }
 
 
+def claim(folder: Path, resume: bool) -> None:
+    """Makes the folder of a run; one that holds a run already is for going on only, never overwritten."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SystemExit(f"train.py: --output {folder} cannot be made: {error.strerror}") from None
+    if not resume and any((folder / name).exists() for name in ("checkpoint.pt", "log.csv")):
+        raise SystemExit(
+            f"train.py: {folder} holds a run: --resume goes on with it, or name another --output"
+        )
+
+
 class Log:
     """One row a step, cut back on resume to the steps that the checkpoint holds.
 

@@ -12,6 +12,8 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
+from torch import nn
 
 pytest.importorskip("sklearn")
 ROOT = Path(__file__).parents[1]
@@ -76,6 +78,92 @@ def test_fused_and_stock_runs_coincide(tmp_path: Path) -> None:
     assert ours == pytest.approx(theirs, rel=5e-2)
 
 
+def accuracy(output: Path) -> float:
+    with (output / "log.csv").open() as file:
+        return float(list(csv.DictReader(file))[-1]["accuracy"])
+
+
+@pytest.mark.slow
+def test_the_documented_command_learns_the_digits(tmp_path: Path) -> None:
+    """The command of docs/training.md as it stands there. With constant averages it ended at chance."""
+    lines = (ROOT / "docs/training.md").read_text().splitlines()
+    documented = next(line for line in lines if line.startswith("    python examples/train.py"))
+    options = documented.split()[2:-1]
+    assert options[-1] == "--output"
+    script = [sys.executable, str(ROOT / "examples/train.py"), *options, str(tmp_path), "--no-tensorboard"]
+    subprocess.run(script, check=True, env=environment(), timeout=1500)
+    assert accuracy(tmp_path) > 0.95
+
+
+def test_statistics_and_averages_keep_up_with_a_short_run(training_averages: ModuleType) -> None:
+    """Activations a thousandth of what the initial running variance says, 40 steps: evaluation must see what training sees."""
+    torch.manual_seed(0)
+    steps = 40
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, momentum=0.01), nn.Flatten(), nn.Linear(4 * 64, 2)
+    )
+    momentum = training_averages.Momentum(model, steps)
+    average = training_averages.averaged_model(model, 0.999)
+    x = 1e-3 * torch.randn(64, 3, 8, 8)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+    for step in range(steps):
+        momentum.set(step)
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(model(x), (x.sum((1, 2, 3)) > 0).long())
+        loss.backward()
+        optimizer.step()
+        average.update_parameters(model)
+    with torch.no_grad():
+        trained = model(x)
+        for evaluated in (model.eval(), average.module.eval()):
+            assert (evaluated(x) - trained).abs().max() < 0.2 * trained.abs().max()
+
+
+def refused(*arguments: str) -> str:
+    """The one line with which the script ends."""
+    script = [sys.executable, str(ROOT / "examples/train.py"), *arguments]
+    done = subprocess.run(script, env=environment(), timeout=300, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stdout == ""
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("train.py: "), done.stderr
+    return lines[0]
+
+
+def test_a_run_is_not_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text("step,epoch\n")
+    assert "holds a run: --resume goes on with it" in refused("--output", str(tmp_path))
+    assert (tmp_path / "log.csv").read_text() == "step,epoch\n"
+
+
+def test_wrong_folders_are_one_sentence(tmp_path: Path) -> None:
+    output = ("--output", str(tmp_path / "run"))
+    assert f"{tmp_path / 'none' / 'train'} is no folder" in refused("--data", str(tmp_path / "none"), *output)
+    for part in ("train", "val"):
+        (tmp_path / "data" / part).mkdir(parents=True)
+    assert "Couldn't find any class folder" in refused("--data", str(tmp_path / "data"), *output)
+    (tmp_path / "file").write_text("")
+    assert "cannot be made: " in refused("--output", str(tmp_path / "file" / "run"))
+
+
+def test_ctrl_c_leaves_a_checkpoint_and_no_traceback(tmp_path: Path) -> None:
+    process = subprocess.Popen(command(tmp_path), env=environment(), stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 240
+    while not (tmp_path / "log.csv").exists() or len((tmp_path / "log.csv").read_text().splitlines()) < 3:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=240)
+    done = len(losses(tmp_path))
+    assert (
+        process.returncode == 1
+        and told == f"train.py: stopped at step {done}, checkpoint written; --resume goes on\n"
+    )
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == done
+    again = command(tmp_path, "--resume", "--max-steps", str(done + 1))
+    subprocess.run(again, check=True, env=environment(), timeout=300)
+    assert len(losses(tmp_path)) == done + 1
+
+
 @pytest.fixture(scope="module")
 def folder_of_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """train/ and val/ of two classes."""
@@ -107,12 +195,21 @@ def test_two_processes_on_a_folder_resume_too(tmp_path: Path, folder_of_images: 
     assert losses(parts) == losses(whole)
 
 
-@pytest.fixture(scope="module")
-def training_log() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("training_log", ROOT / "examples/training_log.py")
+def example(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"examples/{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def training_log() -> ModuleType:
+    return example("training_log")
+
+
+@pytest.fixture(scope="module")
+def training_averages() -> ModuleType:
+    return example("training_averages")
 
 
 def test_log_is_cut_back_to_the_checkpoint(training_log: ModuleType, tmp_path: Path) -> None:
