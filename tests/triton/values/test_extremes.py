@@ -69,7 +69,7 @@ def test_one_bad_image_leaves_the_others_alone(kit):
     x[1] = float("nan")
     out = launchers.depthwise(x, kit.weight(8, 1, 3, 3), 1, (1, 1, 1, 1), act="silu", pool=True)
     assert out.y[[0, 2]].isfinite().all() and out.y[1].isnan().all()
-    assert out.pooled[[0, 2]].isfinite().all() and out.pooled[1].isnan().all()
+    assert out.mean[[0, 2]].isfinite().all() and out.mean[1].isnan().all()
 
 
 @pytest.mark.parametrize("offset", [1, 2, 3])
@@ -132,7 +132,7 @@ def test_no_pixels(kit, height, width, no_empty_grid):
 
     out = launchers.pointwise(x, kit.weight(cout, c), gate=kit.vector(2, c), stats=True, pool=True)
     assert out.y.shape == dy.shape and out.stats.eq(0).all()
-    assert out.pooled.shape == (2, cout) and out.pooled.isnan().all()
+    assert out.mean.shape == (2, cout) and out.mean.isnan().all()
     for options in ({}, {**vectors, "gate": kit.vector(2, c)}):
         back = launchers.pointwise_backward(dy, x, kit.weight(cout, c), z=dy, grad=kit.grad(cout), **options)
         assert back.dx.shape == x.shape and back.dweight.eq(0).all()
