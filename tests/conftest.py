@@ -9,6 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+
+# Keeps constants that it makes when it is imported: they must not be made of poisoned memory.
+import torch._dynamo
 from torch.utils._device import _device_constructors
 
 # Not choices of behaviour: to test while csrc/ is being edited, and to rehearse GPU tests on the CPU.
