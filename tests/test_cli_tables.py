@@ -52,6 +52,16 @@ def test_long_names_keep_their_end() -> None:
     assert table.shortened("cat.jpg", 12) == "cat.jpg"
 
 
+def test_a_long_first_column_is_shortened_as_far_as_needed(terminal: Terminal) -> None:
+    path = "folder/" * 12 + "cat.jpg"
+    with contextlib.redirect_stdout(terminal):
+        Output(False).table(("image", "class", "probability"), [(path, "Egyptian cat", "0.987")])
+        Output(False).table(("image", "class", "probability"), [(path[-50:], "cat", "0.987")])
+    (long,) = [line for line in terminal.plain().splitlines() if "Egyptian" in line]
+    assert len(long) == 80 and long.startswith("...") and "cat.jpg  Egyptian cat        0.987" in long
+    assert f"{path[-50:]}  cat          0.987" in terminal.plain()
+
+
 @pytest.mark.parametrize("arguments", [("models",), ("models", "b7")])
 def test_no_line_is_longer_than_the_terminal(terminal: Terminal, arguments: tuple[str, ...]) -> None:
     with contextlib.redirect_stdout(terminal):

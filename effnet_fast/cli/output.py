@@ -74,11 +74,11 @@ class Output:
         remains is folded into several tables that share their first column, which may be shortened.
         """
         room = line_width()
-        first = max(len(row[0]) for row in (columns, *rows))
-        if room is not None and sys.stdout.isatty() and first > room // 2:
-            first = max(room // 2, len(columns[0]))
-            rows = [(layout.shortened(row[0], first), *row[1:]) for row in rows]
         widths = [max(len(row[i]) for row in (columns, *rows)) for i in range(len(columns))]
+        if room is not None and sys.stdout.isatty():
+            others = sum(width + len(layout.GAP) for width in widths[1:])
+            widths[0] = min(widths[0], max(room // 2, room - others, len(columns[0])))
+            rows = [(layout.shortened(row[0], widths[0]), *row[1:]) for row in rows]
         pieces, left_out = layout.layout(columns, widths, room, minor)
         if title:
             self.heading(title)
