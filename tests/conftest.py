@@ -30,6 +30,13 @@ _device_constructors()
 
 
 @pytest.fixture(autouse=True)
+def _compiler_forgets() -> Iterator[None]:
+    """The compiler keeps eight versions of a function; those of other tests must not count."""
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.fixture(autouse=True)
 def seed() -> int:
     """Every test draws the same random numbers, whichever tests ran before it."""
     random.seed(SEED)
