@@ -23,11 +23,13 @@ endif
 EFFNET_FAST_CUDA_ARCHS ?= all
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test fuzz lint format build bench publish gpu clean
+.PHONY: help setup demo test test-min test-full fuzz lint format build bench publish gpu clean
 
 help:
 	@echo "make demo    classify photos with stock and patched networks, side by side"
 	@echo "make test    build for the CPU and every CUDA architecture, lint, run all tests"
+	@echo "make test-min  the core of the tests and the fake CUDA device, on the oldest torch and Triton supported (.venv-min)"
+	@echo "make test-full what make test leaves out because it takes hours: every kernel at every real shape compiled"
 	@echo "make fuzz    random operations and models for half an hour (FUZZ_SECONDS)"
 	@echo "make build   the native libraries only (CUDA needs nvcc; .venv gets one from PyPI if there is none)"
 	@echo "make bench   this machine's benchmarks, results and a page under build/bench (20 minutes; an idle machine, please)"
@@ -98,6 +100,26 @@ format: $(VENV)/.dev
 test: build lint
 	$(BIN)/python -m pytest
 
+# The oldest versions that pyproject.toml allows; the libraries are those of `make build`, which serve every torch since.
+MIN := .venv-min
+MIN_TESTS := $(addprefix tests/,fake_cuda test_compiled.py test_conv_layer.py test_cuda_backend.py test_dispatch.py \
+  test_exact.py test_fused_models.py test_mbconv_module.py test_model_usage.py test_ops.py test_patching.py \
+  test_patching_life.py test_reference.py test_training.py triton/test_binder.py triton/test_interpreter.py \
+  triton/test_specialisation.py)
+
+$(MIN)/.dev: tests/requirements-min.txt pyproject.toml | $(BIN)/python
+	@echo "installing the oldest torch and Triton supported into $(MIN) (minutes, the first time)"
+	@test -x $(MIN)/bin/python || $(PYTHON) -m venv $(MIN)
+	$(MIN)/bin/python -m pip --disable-pip-version-check install --quiet -r tests/requirements-min.txt
+	EFFNET_FAST_SKIP_BUILD=1 $(MIN)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --no-build-isolation -e .
+	@touch $@
+
+test-min: build $(MIN)/.dev
+	$(MIN)/bin/python -m pytest $(MIN_TESTS)
+
+test-full: build
+	$(BIN)/python -m pytest --full
+
 # Half an hour of random cases, or as long as FUZZ_SECONDS says.
 FUZZ_SECONDS ?= 1800
 fuzz: build
@@ -116,4 +138,4 @@ gpu:
 
 clean:
 	rm -rf build dist $(LIB) *.egg-info
-	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+	find . -name __pycache__ -not -path './$(VENV)/*' -not -path './$(MIN)/*' -prune -exec rm -rf {} +
