@@ -20,6 +20,7 @@ from .kernels import configs
 from .kernels.configs import Config
 
 _forced: dict[str, Config | None] = {}
+_pretended: list[str] = []
 _watchers: list[set[tuple[str, int]]] = []
 _chosen: dict[tuple[object, ...], Config | None] = {}
 _tuned: dict[str, dict[str, Config | None]] = {}
@@ -71,6 +72,8 @@ def _choose(kernel: str, dtype: torch.dtype, device: torch.device, size: int) ->
 
 def architecture(device: torch.device) -> str:
     """``sm_90`` and so on; ``cpu`` where the interpreter runs."""
+    if _pretended:
+        return _pretended[-1]
     if device.type != "cuda":
         return device.type
     return "sm_{}{}".format(*torch.cuda.get_device_capability(device))
@@ -89,6 +92,18 @@ def _read(device: torch.device) -> dict[str, Config | None]:
                 f"tuning: cannot read {path} ({error}); delete it or run `effnet-fast tune` again"
             ) from error
     return _tuned[name]
+
+
+@contextmanager
+def pretend(name: str) -> Iterator[None]:
+    """Within the block, configurations are those of the architecture ``name`` (``sm_90``), whatever the device."""
+    _pretended.append(name)
+    forget()
+    try:
+        yield
+    finally:
+        _pretended.pop()
+        forget()
 
 
 def forget() -> None:
