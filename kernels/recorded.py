@@ -51,22 +51,24 @@ def cases(
     return list(found.values())
 
 
-def network(model: str, batch: int, dtype: torch.dtype) -> Iterator[tuple[str, Launch]]:
+def network(
+    model: str, batch: int, dtype: torch.dtype, modes: tuple[str, ...] = ("training", "inference")
+) -> Iterator[tuple[str, Launch]]:
     """(where, launch) of a training step and an inference, first and repeated blocks of every stage, stem and head."""
     variant = VARIANTS[model]
     size = -(-variant.resolution // 2)
     stages = scaled_stages(variant.width_mult, variant.depth_mult)
     yield from _named(
-        "stem", lambda: _layer(3, stages[0].in_channels, 3, 2, variant.resolution, batch, dtype)
+        "stem", lambda: _layer(3, stages[0].in_channels, 3, 2, variant.resolution, batch, dtype, modes)
     )
     for number, stage in enumerate(stages, 1):
-        yield from _named(f"stage {number}", lambda: _block(stage, size, batch, dtype))  # noqa: B023
+        yield from _named(f"stage {number}", lambda: _block(stage, size, batch, dtype, modes))  # noqa: B023
         size = -(-size // stage.stride)
         if stage.repeats > 1:
             again = stage._replace(in_channels=stage.out_channels, stride=1)
-            yield from _named(f"stage {number}, repeated", lambda: _block(again, size, batch, dtype))  # noqa: B023
+            yield from _named(f"stage {number}, repeated", lambda: _block(again, size, batch, dtype, modes))  # noqa: B023
     last = stages[-1].out_channels
-    yield from _named("head", lambda: _layer(last, 4 * last, 1, 1, size, batch, dtype))
+    yield from _named("head", lambda: _layer(last, 4 * last, 1, 1, size, batch, dtype, modes))
 
 
 def _named(where: str, run: Callable[[], None]) -> Iterator[tuple[str, Launch]]:
@@ -85,24 +87,37 @@ def _named(where: str, run: Callable[[], None]) -> Iterator[tuple[str, Launch]]:
         yield where, launch
 
 
-def _block(stage: Stage, size: int, batch: int, dtype: torch.dtype) -> None:
+def _block(stage: Stage, size: int, batch: int, dtype: torch.dtype, modes: tuple[str, ...]) -> None:
     x, weights, settings = tuner.random_block(stage, size, dtype, batch, torch.device("meta"))
     row_scale = torch.empty(batch, device="meta") if settings.residual else None
-    y, saved = blocks.training_forward(x, weights, settings, row_scale)
-    needs = blocks.Needs(True, True, True, True)
-    blocks.training_backward(y, x, saved, weights, settings, row_scale, needs)
-    blocks.inference(x, weights, settings, None)
+    if "training" in modes:
+        y, saved = blocks.training_forward(x, weights, settings, row_scale)
+        needs = blocks.Needs(True, True, True, True)
+        blocks.training_backward(y, x, saved, weights, settings, row_scale, needs)
+    if "inference" in modes:
+        blocks.inference(x, weights, settings, None)
 
 
-def _layer(cin: int, cout: int, kernel: int, stride: int, size: int, batch: int, dtype: torch.dtype) -> None:
+def _layer(
+    cin: int,
+    cout: int,
+    kernel: int,
+    stride: int,
+    size: int,
+    batch: int,
+    dtype: torch.dtype,
+    modes: tuple[str, ...],
+) -> None:
     meta: dict[str, Any] = {"device": "meta"}
     x = torch.empty((batch, cin, size, size), dtype=dtype, memory_format=torch.channels_last, **meta)
     weight = torch.empty((cout, cin, kernel, kernel), dtype=dtype, **meta)
     bn = blocks.BatchNorm(*(torch.empty(cout, **meta) for _ in range(4)), 1e-3, True)  # type: ignore[arg-type]
     layer = layers.Layer((stride, stride), (kernel // 2, kernel // 2), "silu")
-    y, z, stats = layers.training_forward(x, weight, bn, layer)[:3]
-    layers.training_backward(y, x, z, stats, weight, True, layer, kernel == 1, True)
-    layers.inference(x, weight, bn._replace(training=False), layer)
+    if "training" in modes:
+        y, z, stats = layers.training_forward(x, weight, bn, layer)[:3]
+        layers.training_backward(y, x, z, stats, weight, True, layer, kernel == 1, True)
+    if "inference" in modes:
+        layers.inference(x, weight, bn._replace(training=False), layer)
 
 
 def problem(case: Case, capability: int) -> tuple[Report | None, str]:
