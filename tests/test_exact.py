@@ -16,13 +16,13 @@ import torch
 from patched_blocks import BLOCKS
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from wrappers import SCALE, Wrapped
 
 import effnet_fast
 from effnet_fast import use_backend
 
 #: One block per class and way of padding; the others differ by sizes.
 NAMES = ("torchvision", "own", "lite-static", "lite-dynamic", "efficientnet_pytorch", "timm", "timm-same", "timm-separable")  # fmt: skip
-SCALE = 1.25
 
 Surgery = Callable[[nn.Module, str, pytest.MonkeyPatch], Any]
 
@@ -37,23 +37,6 @@ def scaled(forward: Callable[..., Any]) -> Callable[..., Any]:
 def _parent(block: nn.Module, path: str) -> tuple[nn.Module, str]:
     *parents, name = path.split(".")
     return block.get_submodule(".".join(parents)), name
-
-
-class Wrapped(nn.Module):
-    """Shows the attributes of what it wraps, as adapters of fine-tuning libraries do."""
-
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.inner = inner
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(super().__getattr__("inner"), name)
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.inner(*args, **kwargs) * SCALE
 
 
 class Scale(nn.Module):

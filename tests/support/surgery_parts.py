@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from surgery import ACTIVATIONS, BLOCKS, DROPS, EXCITES, NothingToDo, operation, pick
 from torch import Tensor, nn
+from wrappers import Wrapped
 
 # --- modules of the user's own ---
 
@@ -22,23 +23,6 @@ class LearnableSwish(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x * torch.sigmoid(self.beta * x)
-
-
-class Scaled(nn.Module):
-    """A wrapper, as adapters and quantizers put around a layer."""
-
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.inner = inner
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(super().__getattr__("inner"), name)
-
-    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        return self.inner(*args, **kwargs) * 1.25
 
 
 class GeM(nn.Module):
@@ -97,7 +81,7 @@ def replace_convolution(model: nn.Module, rng: random.Random) -> nn.Module:
         made: nn.Module = copy.deepcopy(conv)
         nn.init.normal_(made.weight, 0, 0.3)
     elif kind == 1:
-        made = Scaled(conv)
+        made = Wrapped(conv)
     else:
         made = nn.Conv2d(
             *(conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding),
@@ -119,7 +103,7 @@ def replace_pooling(model: nn.Module, rng: random.Random) -> nn.Module:
 @operation
 def wrap(model: nn.Module, rng: random.Random) -> nn.Module:
     holder, name, inner = pick(model, rng, nn.Conv2d, nn.BatchNorm2d, *ACTIVATIONS, *EXCITES, *BLOCKS, *DROPS)
-    setattr(holder, name, Scaled(inner))
+    setattr(holder, name, Wrapped(inner))
     return model
 
 
