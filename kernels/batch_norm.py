@@ -36,8 +36,10 @@ def batch_norm_finalize(
         **meta,
     )
     out = BatchNormStats(vectors)
-    if inside:
-        torch.autograd.graph.increment_version([t for t in buffers if t is not None])
+    if running is not None and inside:
+        # Autograd sees the count move and not the statistics, as with move_running and native batch_norm.
+        if running.batches is not None:
+            torch.autograd.graph.increment_version([running.batches])
     elif running is not None:
         move_running(running, out, count)
     return out

@@ -117,7 +117,7 @@ def _excite(backward: bool, hidden: int) -> object:
     layers = (_table(hidden, 240), *_vectors(1, hidden), _table(240, hidden), *_vectors(1, 240))
     if backward:
         return launchers.squeeze_excite_backward(pooled, pooled, *layers)
-    return launchers.squeeze_excite(torch.empty(_N, 5, 240, device="meta"), *layers)
+    return launchers.squeeze_excite(_table(_N, 5, 240), *layers)
 
 
 _STATS = BatchNormStats(_table(5, 144))

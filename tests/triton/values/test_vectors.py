@@ -90,7 +90,11 @@ def test_batch_norm(kit, partials, c, parameters):
 @pytest.mark.parametrize("batches, momentum", [(True, 0.1), (False, 0.3), (True, 1), (True, None)])
 @pytest.mark.parametrize("layout", ["dense", "strided"])
 def test_batch_norm_moves_running_statistics(kit, dtype, batches, momentum, layout):
-    """More channels than one program takes: the count of batches goes up by one all the same."""
+    """More channels than one program takes: the count of batches goes up by one all the same.
+
+    Autograd sees what it sees of ``nn.BatchNorm2d``: the count change, and not the statistics, which another forward
+    may have kept.
+    """
     from effnet_fast.kernels import launchers
 
     c, step = 40, 1 if layout == "dense" else 2
@@ -103,10 +107,11 @@ def test_batch_norm_moves_running_statistics(kit, dtype, batches, momentum, layo
     def run(finalize, to, wide):
         count = torch.tensor(4, device=kit.device) if batches else None
         running = Running(mean.to(to, copy=True)[::step], var.to(to, copy=True)[::step], count, momentum)
-        versions = [t._version for t in running.tensors if t is not None]
+        before = [None if t is None else t._version for t in running.tensors]
         finalize(partials.to(wide), None, None, 1e-3, running, 77)
-        moved = [t._version for t in running.tensors if t is not None]
-        assert all(old < new for old, new in zip(versions, moved, strict=True))
+        after = [None if t is None else t._version for t in running.tensors]
+        assert after[:2] == before[:2]
+        assert count is None or after[2] > before[2]
         return running
 
     actual = run(launchers.batch_norm_finalize, dtype, torch.float32)
