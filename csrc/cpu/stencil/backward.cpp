@@ -2,10 +2,10 @@
 
 #include <algorithm>
 
+#include "cpu/gemm/panels.h"
+
 namespace effnet::cpu {
 namespace {
-
-int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Enough tasks for the cores of a server; more would only make the merge of their weight gradients longer. A band
 // recomputes the kernel - 1 rows of dz that it shares with its neighbour, hence not too thin.

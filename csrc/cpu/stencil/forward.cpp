@@ -2,10 +2,10 @@
 
 #include <algorithm>
 
+#include "cpu/gemm/panels.h"
+
 namespace effnet::cpu {
 namespace {
-
-int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Enough tasks to keep the cores of a server busy with one image, without bands so thin that reading the
 // kernel - stride rows they share with their neighbour costs much.
