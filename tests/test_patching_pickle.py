@@ -5,14 +5,17 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+import sys
 import threading
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+from patched_blocks import BLOCKS as LIBRARIES
 from plain_block import PlainBlock, plain_parts
-from torch import nn
+from torch import Tensor, nn
 
 import effnet_fast
 from effnet_fast.patching import registry
@@ -87,9 +90,6 @@ BLOCKS: list[type[nn.Module]] = [Locked, Reduced, ReducedByName, NewArguments, C
 
 @pytest.fixture(autouse=True)
 def _known(monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
-    from types import ModuleType
-
     module = ModuleType(HERE)
     monkeypatch.setitem(sys.modules, HERE, module)
     for block_class in BLOCKS[:-1]:
@@ -138,3 +138,51 @@ def test_pickles_of_earlier_versions() -> None:
     again = registry._rebuild(PlainBlock)
     again.__setstate__(block.__dict__)
     assert type(again) is type(block)
+
+
+class Activates(PlainBlock):
+    """Calls a method that subclasses may override."""
+
+    def activated(self, x: Tensor) -> Tensor:
+        return x
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.activated(super().forward(x))
+
+
+def derive(block: nn.Module, how: str) -> nn.Module:
+    """The block with a class of the user's, derived from the one that it has, under a name that pickle finds."""
+    base = type(block)
+    space: dict[str, Any] = {"__module__": HERE}
+    if how == "forward":
+        space["forward"] = lambda self, x, *args: base.forward(self, x, *args) * 1.5
+    elif how == "a method":
+        space["activated"] = lambda self, x: x * 1.5
+    block.__class__ = type("Derived", (base,), space)
+    sys.modules[HERE].Derived = type(block)  # type: ignore[attr-defined]
+    return block
+
+
+ALL_COPIES = COPIES | {"copy": copy.copy, "replica": lambda m: m._replicate_for_data_parallel()}
+
+
+@pytest.mark.parametrize("how", ALL_COPIES)
+@pytest.mark.parametrize("name", [*LIBRARIES, "a method", "registered"])
+def test_a_class_derived_from_the_patched_one_stays(name: str, how: str) -> None:
+    if name in LIBRARIES:
+        stock, x = LIBRARIES[name]().eval(), torch.randn(2, 8, 7, 6)
+    else:
+        effnet_fast.register_block(Activates, plain_parts)
+        stock, x = Activates().eval(), torch.randn(2, 4, 9, 7)
+    patched = effnet_fast.patch(copy.deepcopy(stock))
+    method = "a method" if name == "a method" else "forward"
+    with torch.no_grad():
+        plain, want = stock(x), derive(stock, method)(x)
+        assert (want - plain).abs().max() > 0.1
+        derived = derive(patched, method)
+        for block in (derived, ALL_COPIES[how](derived), effnet_fast.patch(derived)):
+            assert type(block) is sys.modules[HERE].Derived  # type: ignore[attr-defined]
+            torch.testing.assert_close(block(x), want)
+            assert "was derived from" in effnet_fast.report(block).rows[0].reason
+            assert "[effnet_fast]" not in repr(block)
+        torch.testing.assert_close(effnet_fast.unpatch(derived)(x), want)

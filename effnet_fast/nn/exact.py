@@ -108,8 +108,11 @@ def shards(kind: type) -> bool:
 
 
 def library_class(kind: type) -> type:
-    """A module's class as its library made it: before it was patched, before it was sharded."""
-    kind = getattr(kind, "_effnet_fast_original", kind)
+    """A module's class as its library made it: before it was patched, before it was sharded.
+
+    A class that a user derived from a patched one is the user's own, as one derived from a library's is.
+    """
+    kind = vars(kind).get("_effnet_fast_original", kind)
     return library_class(kind.__bases__[1]) if shards(kind) else kind
 
 

@@ -77,9 +77,19 @@ def original_class(module: nn.Module) -> type[nn.Module]:
     return getattr(type(module), "_effnet_fast_original", type(module))
 
 
+def is_derived(module: nn.Module) -> bool:
+    """Whether a patched module was given a class that a user derived from the patched one."""
+    return exact.library_class(type(module)) is not exact.library_class(original_class(module))
+
+
 def unpatched_class(module: nn.Module) -> type[nn.Module]:
-    """:func:`original_class`, sharded by FSDP if the module was sharded after it was patched."""
+    """:func:`original_class`, sharded by FSDP if the module was sharded after it was patched.
+
+    A class derived from a patched one stays: modules of it run their own code already.
+    """
     current, original = type(module), original_class(module)
+    if is_derived(module):
+        return current
     if exact.shards(current):
         sharding = current.__bases__[0]
         methods = {"__deepcopy__": current.__deepcopy__}  # type: ignore[attr-defined]
@@ -154,6 +164,10 @@ def _read(block: nn.Module, *args: Any, **kwargs: Any) -> MBConvParts | ConvLaye
     adapter = find_adapter(block_class)
     if adapter is None:
         raise UnsupportedBlockError(f"no adapter knows {type(block).__name__}")
+    if is_derived(block):
+        raise UnsupportedBlockError(
+            f"its class {type(block).__qualname__} was derived from {block_class.__qualname__}"
+        )
     known = exact.library_class(block_class) in _known
     try:
         parts = adapter(block, *args, **kwargs)
@@ -221,7 +235,7 @@ class FusedBlock(nn.Module):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         # Pickle finds classes by name and this one is made at run time: name the original instead. What else its
-        # pickle holds is the block's own affair (``__getstate__``, ``__reduce__``).
+        # pickle holds is the block's own affair (``__getstate__``, ``__reduce__``), and so is a class derived from this one.
         reduced = super().__reduce_ex__(protocol)
         if isinstance(reduced, str):
             return reduced
@@ -232,9 +246,13 @@ class FusedBlock(nn.Module):
 
         if rest and isinstance(rest[0], dict):
             rest[0] = {key: value for key, value in rest[0].items() if key != ATTRIBUTE}
+        if is_derived(self):
+            return make, arguments, *rest
         return _rebuild, (original(make), tuple(map(original, arguments))), *rest
 
     def _get_name(self) -> str:
+        if is_derived(self):
+            return type(self).__name__
         return f"{self._effnet_fast_original.__name__}[effnet_fast]"
 
 
