@@ -267,3 +267,45 @@ def test_every_attribute_counts(name: str) -> None:
         compare("put back")
         assert effnet_fast.report(patched).fused == 1
     assert tried > 100 and changed > 20
+
+
+def test_what_is_unchanged_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    master, x = master_of("torchvision", "eval")
+    with use_backend("reference"):
+        _, patched = prepared(master, x)
+        reads = []
+        read = effnet_fast.patching.registry._read
+        monkeypatch.setattr(
+            effnet_fast.patching.registry, "_read", lambda *args: reads.append(1) or read(*args)
+        )
+        for _ in range(3):
+            patched(x)
+        assert not reads
+        # Weights are fetched at every call; modes and modules are read again.
+        patched.block[1][0].weight = nn.Parameter(2 * patched.block[1][0].weight.detach())
+        patched(x)
+        assert not reads
+        for change in (patched.train, patched.eval):
+            change()
+            patched(x)
+        assert len(reads) == 2
+        hooked = patched.block[1].register_forward_hook(lambda *_: None)
+        for _ in range(3):
+            patched(x)
+        assert len(reads) == 3
+        hooked.remove()
+        patched(x)
+        assert len(reads) == 4
+
+
+def test_nothing_of_it_travels() -> None:
+    master, x = master_of("own", "eval")
+    with use_backend("reference"):
+        _, patched = prepared(master, x)
+        twin = copy.deepcopy(patched)
+        twin.block[0].register_forward_hook(lambda module, args, out: out * SCALE)
+        assert not torch.allclose(twin(x), patched(x))
+        replica = patched._replicate_for_data_parallel()
+        torch.testing.assert_close(replica(x), patched(x))
+    effnet_fast.unpatch(patched)
+    assert set(vars(patched)) - {"seen"} == set(vars(master))
