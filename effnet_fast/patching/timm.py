@@ -27,10 +27,12 @@ _POOLING = "timm.layers.adaptive_avgmax_pool"
 
 def parts(block: nn.Module) -> MBConvParts:
     """Either class: the first has ``conv_pw`` (expand) and ``conv_pwl`` (project), the second projects by ``conv_pw``."""
-    if block.conv_s2d is not None:
+    # Blocks of timm before 1.0.4 have neither.
+    if getattr(block, "conv_s2d", None) is not None:
         raise UnsupportedBlockError("space-to-depth has no fused kernel")
-    if type(block.aa) is not nn.Identity:
-        raise UnsupportedBlockError(f"anti-aliasing by {type(block.aa).__name__} has no fused kernel")
+    anti_aliasing = getattr(block, "aa", None)
+    if type(anti_aliasing) not in (nn.Identity, type(None)):
+        raise UnsupportedBlockError(f"anti-aliasing by {type(anti_aliasing).__name__} has no fused kernel")
     expands = name_of(block) == "timm.models._efficientnet_blocks.InvertedResidual"
     depthwise_bn = block.bn2 if expands else block.bn1
     project = (block.conv_pwl, block.bn3) if expands else (block.conv_pw, block.bn2)
