@@ -1,6 +1,10 @@
 """Patched blocks compute what stock blocks compute: outputs, every gradient, running statistics."""
 
 import copy
+import inspect
+import re
+import sys
+import textwrap
 from collections.abc import Callable
 
 import pytest
@@ -83,3 +87,26 @@ def test_whole_torchvision_model_trains_alike() -> None:
         report = effnet_fast.report(patched)
         assert report.fused == len(report.rows) == 18
         assert_same(stock, patched, torch.randn(2, 3, 64, 64, dtype=torch.float64), tolerance=1e-8)
+
+
+@pytest.mark.parametrize("name", ["timm", "timm-separable"])
+def test_older_timm(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before 1.0.4 its blocks have no space-to-depth and no anti-aliasing, and their forward reads neither."""
+    stock = BLOCKS[name]().eval()
+    kind = type(stock)
+    source = textwrap.dedent(inspect.getsource(kind.forward))
+    source = re.sub(r"    if self.conv_s2d.*\n(        .*\n)+", "", source).replace(
+        "    x = self.aa(x)\n", ""
+    )
+    assert not {"aa", "s2d"} & set(re.findall(r"aa|s2d", source))
+    space: dict[str, object] = {}
+    exec(compile(source, kind.__module__, "exec"), vars(sys.modules[kind.__module__]), space)
+    forward = space["forward"]
+    forward.__qualname__ = f"{kind.__qualname__}.forward"  # type: ignore[attr-defined]
+    monkeypatch.setattr(kind, "forward", forward)
+    del stock.aa, stock.conv_s2d
+    patched = effnet_fast.patch(copy.deepcopy(stock))
+    x = torch.randn(2, 8, 7, 6)
+    with torch.no_grad():
+        assert effnet_fast.report(patched).fused == 1
+        torch.testing.assert_close(patched(x), stock(x))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from ..errors import UnsupportedBlockError
-from ..nn.exact import name_of
+from ..nn.exact import library_class, name_of
 from ..nn.parts import (
     ConvBN,
     MBConvParts,
@@ -20,6 +20,7 @@ from ..nn.parts import (
     children,
     conv_padding,
 )
+from ..ops.declare import constant_result
 
 _CONV, _SAME = "torch.nn.modules.conv.Conv2d", "timm.layers.conv2d_same.Conv2dSame"
 _POOLING = "timm.layers.adaptive_avgmax_pool"
@@ -27,12 +28,11 @@ _POOLING = "timm.layers.adaptive_avgmax_pool"
 
 def parts(block: nn.Module) -> MBConvParts:
     """Either class: the first has ``conv_pw`` (expand) and ``conv_pwl`` (project), the second projects by ``conv_pw``."""
-    # Blocks of timm before 1.0.4 have neither.
-    if getattr(block, "conv_s2d", None) is not None:
+    kind = library_class(type(block))
+    if _reads(kind, "conv_s2d") and block.conv_s2d is not None:
         raise UnsupportedBlockError("space-to-depth has no fused kernel")
-    anti_aliasing = getattr(block, "aa", None)
-    if type(anti_aliasing) not in (nn.Identity, type(None)):
-        raise UnsupportedBlockError(f"anti-aliasing by {type(anti_aliasing).__name__} has no fused kernel")
+    if _reads(kind, "aa") and type(block.aa) is not nn.Identity:
+        raise UnsupportedBlockError(f"anti-aliasing by {type(block.aa).__name__} has no fused kernel")
     expands = name_of(block) == "timm.models._efficientnet_blocks.InvertedResidual"
     depthwise_bn = block.bn2 if expands else block.bn1
     project = (block.conv_pwl, block.bn3) if expands else (block.conv_pw, block.bn2)
@@ -45,6 +45,12 @@ def parts(block: nn.Module) -> MBConvParts:
         padding=_padding(block.conv_dw),
         row_scale=_drop_path(block.drop_path) if block.has_skip else None,
     )
+
+
+@constant_result
+def _reads(kind: type[nn.Module], attribute: str) -> bool:
+    """Whether blocks of this version of timm have an attribute: older ones lack it, in newer ones it must be there."""
+    return attribute in kind.forward.__code__.co_names
 
 
 def network(model: nn.Module) -> NetworkParts:
