@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 import effnet_fast
+import effnet_fast.ops.flops  # registers the formulas
 from effnet_fast import ops
 from effnet_fast.nn import fused
 

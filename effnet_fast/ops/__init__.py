@@ -4,7 +4,6 @@ Each op is declared once (schema, fake kernel, autograd) and asks :mod:`effnet_f
 it. All of them work under autograd, ``torch.compile(fullgraph=True)`` and ``torch.export``.
 """
 
-from . import flops as flops  # registers its formulas
 from .batch_norm import batch_norm_finalize
 from .conv_bn_act import ConvBNActOut, conv_bn_act
 from .depthwise import depthwise

@@ -2,6 +2,9 @@
 
 Counted as PyTorch counts its own, two for a multiplication and its addition: ``2 * positions * weights``, where a dense
 convolution multiplies each output pixel with all of its weights. Once more for each gradient of a convolution.
+
+Importing this module registers the formulas. Nothing else imports it, as PyTorch's counter brings 140 ms of imports.
+Models are counted without it: the counter hooks every module, so that patched blocks run PyTorch's own.
 """
 
 from __future__ import annotations
