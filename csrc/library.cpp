@@ -29,7 +29,7 @@ STABLE_TORCH_LIBRARY(effnet_fast_native, m) {
   m.def(
       "elementwise_(Tensor(a!) x, Tensor? scale, Tensor? shift, int act, Tensor? multiplier, Tensor? residual, "
       "bool pool) -> Tensor");
-  // The CPU's passes over a tensor in training; what they compute is in csrc/cpu/training.h.
+  // The CPU's passes over a tensor in training; what they compute is in csrc/cpu/passes.
   m.def("channel_stats(Tensor z) -> Tensor");
   m.def(
       "batch_norm_reduce(Tensor dy, Tensor z, Tensor mean, Tensor invstd, Tensor? row_scale, Tensor? scale, "
@@ -40,12 +40,12 @@ STABLE_TORCH_LIBRARY(effnet_fast_native, m) {
   m.def(
       "gate_and_norm_sums(Tensor g, Tensor x, Tensor scale, Tensor shift, int act, Tensor mean, Tensor invstd, "
       "Tensor? gate, bool write) -> (Tensor, Tensor)");
-  // BatchNorm's formulas on vectors (csrc/cpu/batch_norm.h); the second returns the parameters' gradients and rows b,
-  // c.
+  // BatchNorm's formulas on vectors (csrc/cpu/passes/batch_norm.h); the second returns the parameters' gradients and
+  // rows b, c.
   m.def("batch_norm_finalize(Tensor stats, Tensor? weight, Tensor? bias, float eps) -> Tensor");
   m.def("batch_norm_backward_finalize(Tensor sums, int count, Tensor stats, bool training) -> (Tensor, Tensor)");
   m.def("gate_batch_norm_sums(Tensor sums, Tensor? gate, Tensor? pool_grad) -> Tensor");
-  // The 1x1 convolution between the forming of its operand and what is made of its result (csrc/cpu/pointwise.h), fp32.
+  // The 1x1 convolution between the forming of its operand and what is made of its result (csrc/cpu/pointwise), fp32.
   m.def(
       "pointwise_forward(Tensor x, Tensor weight, Tensor? scale, Tensor? shift, int act, Tensor? gate, bool stats) "
       "-> (Tensor, Tensor)");
@@ -54,9 +54,14 @@ STABLE_TORCH_LIBRARY(effnet_fast_native, m) {
       "mean, "
       "Tensor? row_scale, Tensor? in_scale, Tensor? in_shift, int in_act, Tensor? in_mean, Tensor? in_invstd, "
       "Tensor? gate, Tensor? residual_grad, bool need_dx, bool need_dw) -> (Tensor, Tensor, Tensor)");
-  // A compiled network (csrc/cpu/network.h): bytes of workspace, number of steps and shape of `out` for one input
-  // shape; and the network itself. `times` receives the clock, in ns, before the first step and after each, with the
-  // kind of step in the highest byte.
+  // A network of folded convolutions into a program and its packed weights (csrc/cpu/ops/compile.cpp says what the
+  // description is), in float32 or, if `half`, bfloat16.
+  m.def("network_compile(Tensor[] weights, Tensor[] biases, int[] description, bool half) -> (Tensor, Tensor)");
+  // A compiled network (csrc/cpu/engine/program.h): bytes of workspace, number of steps and shape of `out` for one
+  // input shape; and the network itself. `times` receives the clock, in ns, before the first step and after each, with
+  // the kind of step in the highest byte.
+  // network_check refuses what is no program of this version.
+  m.def("network_check(Tensor program) -> ()");
   m.def("network_plan(Tensor program, int batch, int height, int width) -> int[]");
   m.def(
       "network_run(Tensor x, Tensor program, Tensor weights, Tensor(a!) workspace, Tensor(b!) out, "
@@ -77,7 +82,7 @@ STABLE_TORCH_LIBRARY(effnet_fast_native, m) {
       "mbconv_prepare(Tensor x, Tensor?[] weights, float[] eps, int stride, int[] padding, int[] acts, int[] expand, "
       "int[] project) -> Tensor");
   m.def("mbconv_run(Tensor x, Tensor[] weights, Tensor prepared) -> Tensor");
-  // Forces an instruction set of the CPU kernels (0 baseline, 1 AVX2, 2 AVX-512, 3 AVX-512 with BF16; negative asks)
+  // Forces an instruction set of the CPU kernels (their numbers: csrc/cpu/isa/isa.h; negative asks)
   // and returns the one in use.
   m.def("cpu_isa(int requested) -> int");
 }

@@ -8,14 +8,13 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-import torch.nn.functional as F
+from folded import block, conv, network, run_network
 from torch import Tensor
 
 from effnet_fast import native
 from effnet_fast.cpu.engine import Program, compile_network
-from effnet_fast.errors import EffnetFastError, UnsupportedBlockError
-from effnet_fast.inference.network import Block, Conv, Network, SqueezeExcite
-from effnet_fast.reference.activations import ACTIVATIONS, activation
+from effnet_fast.inference.network import Block, Conv, Network
+from effnet_fast.reference.activations import ACTIVATIONS
 from effnet_fast.testing import allowed, error
 
 pytestmark = pytest.mark.skipif(
@@ -30,89 +29,6 @@ def restore_threads() -> Iterator[None]:
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
-
-
-def conv(o: int, i: int, k: int, groups: int = 1, act: str = "none", **facts) -> Conv:  # type: ignore[no-untyped-def]
-    scale = 1.5 / (i // groups * k * k) ** 0.5
-    return Conv(
-        torch.randn(o, i // groups, k, k) * scale, torch.randn(o) / 4, groups=groups, act=act, **facts
-    )
-
-
-def squeeze_excite(c: int, r: int, act: str = "silu", gate: str = "sigmoid") -> SqueezeExcite:
-    w1, w2 = torch.randn(r, c) / c**0.5, torch.randn(c, r) / r**0.5
-    return SqueezeExcite(w1, torch.randn(r) / 4, w2, torch.randn(c) / 4, act, gate)
-
-
-def block(
-    cin: int,
-    cout: int,
-    *,
-    ratio: int = 6,
-    kernel: int = 3,
-    stride: int = 1,
-    act: str = "silu",
-    se: bool = True,
-    same: bool = False,
-    gate: str = "sigmoid",
-) -> Block:
-    c = cin * ratio
-    side = kernel // 2
-    return Block(
-        None if ratio == 1 else conv(c, cin, 1, act=act),
-        conv(c, c, kernel, c, act, stride=stride, padding="same" if same else (side,) * 4),
-        squeeze_excite(c, max(1, cin // 4), act if act != "none" else "relu", gate) if se else None,
-        conv(cout, c, 1),
-        stride == 1 and cin == cout,
-    )
-
-
-def network(
-    blocks: list[Block], stem: Conv, head: int | None = 70, classes: int | None = 11, pool: bool = True
-) -> Network:
-    last = blocks[-1].project.weight.shape[0] if blocks else stem.weight.shape[0]
-    classifier = None
-    if head is not None and classes is not None and pool:
-        classifier = (torch.randn(classes, head) / head**0.5, torch.randn(classes) / 4)
-    return Network(
-        stem, tuple(blocks), None if head is None else conv(head, last, 1, act="silu"), classifier, pool
-    )
-
-
-def padded(x: Tensor, layer: Conv) -> Tensor:
-    if layer.padding != "same":
-        return F.pad(x, layer.padding)
-    k, s = layer.weight.shape[-1], layer.stride
-    totals = [max((-(-n // s) - 1) * s + k - n, 0) for n in (x.shape[3], x.shape[2])]
-    return F.pad(x, [side for t in totals for side in (t // 2, t - t // 2)])
-
-
-def run_conv(x: Tensor, layer: Conv) -> Tensor:
-    y = F.conv2d(
-        padded(x, layer), layer.weight.to(x.dtype), layer.bias.to(x.dtype), layer.stride, 0, 1, layer.groups
-    )
-    return activation(y, layer.act)
-
-
-def run_network(net: Network, x: Tensor) -> Tensor:
-    """The definition, in the dtype of ``x``."""
-    y = run_conv(x, net.stem)
-    for b in net.blocks:
-        d = run_conv(y if b.expand is None else run_conv(y, b.expand), b.depthwise)
-        if b.squeeze_excite is not None:
-            se = b.squeeze_excite
-            w1, b1, w2, b2 = (t.to(x.dtype) for t in se[:4])
-            hidden = activation(F.linear(d.mean((2, 3)), w1, b1), se.act)
-            d = d * activation(F.linear(hidden, w2, b2), se.gate)[:, :, None, None]
-        p = run_conv(d, b.project)
-        y = p + y if b.residual else p
-    if net.head is None:
-        return y
-    y = run_conv(y, net.head)
-    if not net.pool:
-        return y
-    y = y.mean((2, 3))
-    return y if net.classifier is None else F.linear(y, *(t.to(x.dtype) for t in net.classifier))
 
 
 def poison(program: Program) -> None:
@@ -337,60 +253,3 @@ def test_step_times() -> None:
     # stem; expand and depthwise, squeeze, excite, project; head and pool; classifier
     assert [kind for kind, _ in times] == [0, 1, 2, 3, 4, 5, 6]
     assert all(duration >= 0 for _, duration in times)
-
-
-def test_wrong_arguments() -> None:
-    stem = conv(8, 3, 3, stride=2, padding=(0, 0, 0, 0))
-    program = compile_network(network([block(8, 8)], stem), torch.float32)
-    for x, expected in (
-        (torch.randn(3, 8, 8), r"x: expected \[N, 3, H, W\]"),
-        (torch.randn(1, 4, 8, 8), r"x: expected \[N, 3, H, W\]"),
-        (torch.randn(1, 3, 8, 8).double(), "float32 or bfloat16 on the CPU"),
-        (torch.randn(0, 3, 8, 8), "at least one pixel"),
-        (torch.randn(1, 3, 2, 9), "leaves the stem a pixel"),
-    ):
-        with pytest.raises(EffnetFastError, match=expected):
-            program.run(x)
-    with pytest.raises(EffnetFastError, match="expected float32 or bfloat16"):
-        compile_network(network([], stem), torch.float16)
-
-
-def test_wrong_native_arguments() -> None:
-    program = compile_network(network([block(8, 8)], conv(8, 3, 3, padding="same")), torch.float32)
-    run = native.ops().network_run
-    x, records, weights = torch.randn(1, 3, 8, 8), program._records, program._weights
-    size = native.ops().network_plan(records, 1, 8, 8)[0]
-    workspace, out = torch.empty(size, dtype=torch.uint8), torch.empty(1, 11)
-    for arguments, message in (
-        ((x, records[:-1], weights, workspace, out, None), "program: expected"),
-        ((x, records.int(), weights, workspace, out, None), "program: expected"),
-        ((x, records, weights.view(torch.float32), workspace, out, None), "weights: expected"),
-        ((x, records, weights[: weights.numel() // 2], workspace, out, None), "weights: expected"),
-        ((x, records, weights, workspace[:-1], out, None), "workspace: expected"),
-        ((x, records, weights, workspace, torch.empty(1, 12), None), "out: expected"),
-        ((x, records, weights, workspace, out.double(), None), "out: expected"),
-        ((x[:, :2], records, weights, workspace, out, None), "x: expected"),
-        ((x, records, weights, workspace, out, torch.empty(3, dtype=torch.int64)), "times: expected"),
-    ):
-        with pytest.raises(RuntimeError, match=message):
-            run(*arguments)
-
-
-def test_what_cannot_run() -> None:
-    stem = conv(8, 3, 3, padding="same")
-    good = block(8, 8)
-    for bad, message in (
-        (good._replace(expand=conv(48, 8, 3)), "expand: expected a 1x1"),
-        (good._replace(expand=conv(48, 9, 1)), "expand: expected a 1x1"),
-        (good._replace(depthwise=conv(48, 48, 9, 48)), "kernel of 3, 5 or 7"),
-        (good._replace(depthwise=good.depthwise._replace(stride=3)), "stride 1 or 2"),
-        (good._replace(depthwise=conv(48, 48, 3, 24)), r"weight \[48, 1, k, k\]"),
-        (good._replace(depthwise=good.depthwise._replace(padding=(-1, 0, 0, 0))), "padding"),
-        (good._replace(depthwise=good.depthwise._replace(act="gelu")), "activation"),
-        (good._replace(project=conv(9, 48, 1)), "residual"),
-        (good._replace(squeeze_excite=squeeze_excite(40, 2)), "squeeze_excite"),
-    ):
-        with pytest.raises(UnsupportedBlockError, match=message):
-            compile_network(network([bad], stem), torch.float32)
-    with pytest.raises(UnsupportedBlockError, match="stem: expected groups = 1"):
-        compile_network(network([], conv(6, 6, 3, 6)), torch.float32)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 import effnet_fast
 from effnet_fast import EffnetFastError, native, use_backend
-from effnet_fast.cpu import engine, packing
+from effnet_fast.cpu import engine
 from effnet_fast.inference.network import Block, Conv, Network, SqueezeExcite
 
 FP32, BF16 = torch.float32, torch.bfloat16
@@ -120,15 +120,16 @@ def test_processors_with_other_instructions(dtype: torch.dtype, tmp_path) -> Non
     )
 
 
-def test_programs_of_other_versions_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_programs_of_other_versions_are_refused() -> None:
     ok, reason = native.available("_ops")
     if not ok:
         pytest.skip(reason)
     optimized = effnet_fast.optimize(make_network("timm-lite"), SHAPE)
-    monkeypatch.setattr(engine, "LAYOUT", engine.LAYOUT - 1)
+    program = optimized._program
+    assert isinstance(program, engine.Program)
+    program._records[0] += 1
     data = pickle.dumps(optimized)
-    monkeypatch.undo()
-    with pytest.raises(EffnetFastError, match=f"expected weights in layout {engine.LAYOUT}, got"):
+    with pytest.raises(EffnetFastError, match=r"another version: .*expected .* in format \d+, got format"):
         pickle.loads(data)
 
 
@@ -153,20 +154,22 @@ def small_network() -> Network:
     return Network(conv(20, 3, 3, "silu", stride=2), (block, plain), head, (weight(7, 40), weight(7)))
 
 
-#: (layout, what a small network is packed to). Where this fails, raise ``packing.LAYOUT`` and note the new sums.
-PACKED = (1, "db1abb0172654068", "d1a78645943211e8")
+#: (format, what a small network is compiled to). Where this fails, raise ``kProgramFormat`` of csrc/cpu/engine/program.h
+#: and note the new sums.
+COMPILED = (2, "00c978915c80fb60", "131d188f4e9cb5d8")
 
 
-def test_the_layout_has_its_number() -> None:
+def test_the_format_has_its_number() -> None:
     ok, reason = native.available("_ops")
     if not ok:
         pytest.skip(reason)
-    sums = []
+    sums, formats = [], set()
     for dtype in (FP32, BF16):
         program = engine.compile_network(small_network(), dtype)
         digest = hashlib.sha256(program._records.numpy().tobytes() + program._weights.numpy().tobytes())
         sums.append(digest.hexdigest()[:16])
-    assert (packing.LAYOUT, *sums) == PACKED
+        formats.add(int(program._records[0]))
+    assert (*formats, *sums) == COMPILED
 
 
 class Student(nn.Module):

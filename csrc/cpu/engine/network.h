@@ -1,5 +1,5 @@
-// Inference of a whole network in one call: the records a compiled network is made of, the steps they become for one
-// input shape, and the entry point of the kernels, one per instruction set.
+// Inference of a whole network in one call: the steps that a compiled network becomes for one input shape, and the
+// entry point of the kernels, one per instruction set.
 #pragma once
 
 #include <cstdint>
@@ -12,45 +12,6 @@
 
 namespace effnet::cpu {
 
-// --- What effnet_fast/cpu/engine.py writes, as int64 numbers in this order; weights are byte offsets ---------------
-
-struct ConvRecord {
-  int64_t in, out;  // channels; out = 0: there is no such layer
-  int64_t kernel, stride;
-  int64_t same;  // TensorFlow's padding, from the size of the input
-  int64_t left, right, top, bottom;
-  int64_t act;
-  // A matrix of K rows in panels [K][width] (bfloat16: [K / 2][width][2], K made even); or [groups][kernel^2][16] of a
-  // depthwise convolution, always fp32. K of a dense k x k convolution is k rows of k pixels of `in` (made even)
-  // channels.
-  int64_t weight;
-  int64_t bias;  // fp32, zeros up to a multiple of 16
-};
-
-struct LinearRecord {
-  int64_t in, out;
-  int64_t act;
-  int64_t weight;  // [groups of out][in][16]
-  int64_t bias;
-};
-
-struct BlockRecord {
-  ConvRecord expand, depthwise;
-  LinearRecord squeeze, excite;
-  ConvRecord project;
-  int64_t residual;
-};
-
-struct NetworkRecord {
-  int64_t dtype;  // 0 float32, 1 bfloat16: of the weights and of what is stored between layers
-  int64_t blocks;
-  int64_t pool;
-  ConvRecord stem, head;
-  LinearRecord classifier;
-};
-
-// --- Steps ---------------------------------------------------------------------------------------------------------
-
 enum class StepKind : int32_t { kStem, kExpandDepthwise, kSqueeze, kExcite, kProject, kPool, kClassify, kPack };
 
 // Columns of a row that the depthwise convolution computes at once.
@@ -61,13 +22,6 @@ struct Image {
   void* data;
   int64_t image_stride, pixel_stride;  // elements
 };
-
-// SiLU of a block's expansion and depthwise convolution is computed in units: with u = kSiluUnit and t = u x,
-// u silu(x) = t / (1 + 2^t), which takes fewer instructions than silu(x). So what such an activation gets and gives is
-// u times what the model says, and the weights around it are packed so that it is: those before it times u, those after
-// it by u (effnet_fast/cpu/units.py, ops/block.cpp).
-constexpr double kSiluUnit = -1.4426950408889634;  // -log2(e)
-constexpr double unit_of(Activation act) { return act == Activation::kSilu ? kSiluUnit : 1.0; }
 
 enum class Scaling : int32_t { kNone, kWeights, kBlock, kImage };
 

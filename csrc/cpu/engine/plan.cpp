@@ -12,11 +12,8 @@ constexpr int64_t kGroupBytes = 8 << 20;
 
 class Planner : StepBuilder {
  public:
-  Planner(const NetworkRecord& network, const BlockRecord* blocks, const NetworkCall& call)
-      : StepBuilder(static_cast<DType>(network.dtype), call.threads, call.workspace),
-        net_(network),
-        blocks_(blocks),
-        call_(call) {
+  Planner(const Program& program, const NetworkCall& call)
+      : StepBuilder(program.dtype, call.threads, call.workspace), net_(program), blocks_(program.blocks), call_(call) {
     weights_ = call.weights;
   }
 
@@ -32,7 +29,7 @@ class Planner : StepBuilder {
 
   void emit_network() {
     const int64_t batch = call_.batch;
-    const int64_t blocks = net_.blocks;
+    const auto blocks = static_cast<int64_t>(blocks_.size());
     std::vector<Padding> shapes{padding_of(net_.stem, call_.height, call_.width)};
     check_shape(shapes[0], "stem");
     for (int64_t i = 0; i < blocks; ++i) {
@@ -86,21 +83,21 @@ class Planner : StepBuilder {
   // Blocks before the first one whose weights are larger than what it makes of an image: through them few images go at
   // a time, so that their tensors stay in cache; through the others many, so that weights do.
   int64_t early_blocks(const std::vector<Padding>& shapes) const {
-    for (int64_t i = 0; i < net_.blocks; ++i) {
+    for (size_t i = 0; i < blocks_.size(); ++i) {
       const BlockRecord& b = blocks_[i];
       const int64_t weights = (b.expand.out > 0 ? b.expand.in : 0) * b.depthwise.out + b.project.out * b.depthwise.out;
       if (weights > pixels(shapes[i]) * b.depthwise.in /
                             std::max<int64_t>(b.depthwise.in / std::max<int64_t>(b.project.out, 1), 1) +
                         pixels(shapes[i + 1]) * b.depthwise.out) {
-        return i;
+        return static_cast<int64_t>(i);
       }
     }
-    return net_.blocks;
+    return static_cast<int64_t>(blocks_.size());
   }
 
   int64_t late_images(const std::vector<Padding>& shapes, int64_t early) const {
     int64_t most = 1;
-    for (int64_t i = early; i < net_.blocks; ++i) {
+    for (int64_t i = early; i < static_cast<int64_t>(blocks_.size()); ++i) {
       most = std::max(most, pixels(shapes[i + 1]) * blocks_[i].depthwise.out * element());
     }
     return std::clamp<int64_t>(kGroupBytes / most, std::min(call_.batch, threads_), call_.batch);
@@ -140,7 +137,7 @@ class Planner : StepBuilder {
   }
 
   void emit_head(const Padding& shape, int64_t first, int64_t images, const Image& x) {
-    const bool pool = net_.pool != 0;
+    const bool pool = net_.pool;
     Step step = new_step(pool ? StepKind::kPool : StepKind::kProject, images);
     step.height = step.out_height = shape.out_height, step.width = step.out_width = shape.out_width;
     step.gemm = pointwise(net_.head, x);
@@ -163,7 +160,7 @@ class Planner : StepBuilder {
   }
 
   void finish(const Padding& shape, int64_t channels) {
-    if (net_.head.out == 0 || net_.pool == 0) {
+    if (net_.head.out == 0 || !net_.pool) {
       plan_.out_shape = {call_.batch, shape.out_height, shape.out_width, channels};
       return;
     }
@@ -180,15 +177,13 @@ class Planner : StepBuilder {
     plan_.out_shape = {call_.batch, net_.classifier.out};
   }
 
-  const NetworkRecord& net_;
-  const BlockRecord* blocks_;
+  const Program& net_;
+  const std::vector<BlockRecord>& blocks_;
   const NetworkCall& call_;
 };
 
 }  // namespace
 
-NetworkPlan plan_network(const NetworkRecord& network, const BlockRecord* blocks, const NetworkCall& call) {
-  return Planner(network, blocks, call).run();
-}
+NetworkPlan plan_network(const Program& program, const NetworkCall& call) { return Planner(program, call).run(); }
 
 }  // namespace effnet::cpu

@@ -1,4 +1,4 @@
-// From the records of a network and the shape of its input to steps and a workspace.
+// From a program and the shape of its input to steps and a workspace.
 #pragma once
 
 #include <cstddef>
@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "cpu/engine/network.h"
+#include "cpu/engine/program.h"
 
 namespace effnet::cpu {
 
@@ -32,7 +33,6 @@ struct NetworkPlan {
   const char* too_small = nullptr;
 };
 
-// `blocks` follow `network` in memory.
-NetworkPlan plan_network(const NetworkRecord& network, const BlockRecord* blocks, const NetworkCall& call);
+NetworkPlan plan_network(const Program& program, const NetworkCall& call);
 
 }  // namespace effnet::cpu

@@ -30,7 +30,7 @@ void same_padding(int64_t size, const ConvRecord& conv, int64_t* before, int64_t
 
 Padding padding_of(const ConvRecord& conv, int64_t height, int64_t width) {
   Padding p{conv.left, conv.top, 0, 0};
-  if (conv.same != 0) {
+  if (conv.same) {
     same_padding(width, conv, &p.left, &p.out_width);
     same_padding(height, conv, &p.top, &p.out_height);
   } else {
@@ -40,6 +40,14 @@ Padding padding_of(const ConvRecord& conv, int64_t height, int64_t width) {
     p.out_height = rows < 0 ? 0 : rows / conv.stride + 1;
   }
   return p;
+}
+
+Step pack_step(const std::vector<Packing>& packings) {
+  Step step{};
+  step.kind = StepKind::kPack;
+  step.packings = packings.data();
+  for (const Packing& packing : packings) step.items += packing.items;
+  return step;
 }
 
 Gemm StepBuilder::gemm_of(const ConvRecord& conv, std::vector<Segment> segments) {
@@ -52,7 +60,7 @@ Gemm StepBuilder::gemm_of(const ConvRecord& conv, std::vector<Segment> segments)
   gemm.bias = vector(conv.bias, conv.out);
   gemm.depth = depth, gemm.panels = Panels::of(conv.out), gemm.channels = conv.out;
   gemm.segments = kept.data(), gemm.segment_count = static_cast<int32_t>(kept.size());
-  gemm.act = static_cast<Activation>(conv.act);
+  gemm.act = conv.act;
   if (dtype_ == DType::kBFloat16 && active_isa() == Isa::kAmx)
     gemm.tiles = amx::steps_of(kept.data(), gemm.segment_count);
   return gemm;
@@ -67,7 +75,7 @@ void StepBuilder::emit_block(const BlockRecord& b, const Padding& in_shape, cons
   step.out_height = shape.out_height, step.out_width = shape.out_width;
   step.pad_left = shape.left, step.pad_top = shape.top;
   step.kernel = static_cast<int32_t>(b.depthwise.kernel), step.stride = static_cast<int32_t>(b.depthwise.stride);
-  step.depthwise_act = static_cast<Activation>(b.depthwise.act);
+  step.depthwise_act = b.depthwise.act;
   step.taps = vector(b.depthwise.weight, groups * kGroup * step.kernel * step.kernel);
   step.taps_bias = vector(b.depthwise.bias, channels);
   step.chunks = Panels::of(channels);
@@ -88,7 +96,7 @@ void StepBuilder::emit_block(const BlockRecord& b, const Padding& in_shape, cons
   project.height = project.out_height = shape.out_height, project.width = project.out_width = shape.out_width;
   project.gemm = gemm_of(b.project, std::move(segments));
   project.in = step.out, project.out = y;
-  if (b.residual != 0) project.residual = x;
+  if (b.residual) project.residual = x;
   project.final_channels = final ? b.project.out : 0;
   project.chunks = step.chunks;
   if (gated) emit_gate(b, step, &project);
@@ -123,7 +131,7 @@ Step StepBuilder::linear_step(StepKind kind, const LinearRecord& linear, int64_t
   step.linear_weight = weights_at(linear.weight, round_up(linear.out, kGroup) * linear.in, element());
   step.linear_bias = vector(linear.bias, linear.out);
   step.linear_in = linear.in, step.linear_out = linear.out;
-  step.linear_act = static_cast<Activation>(linear.act);
+  step.linear_act = linear.act;
   step.scratch_floats = 4 * kGroup;
   return step;
 }

@@ -30,6 +30,9 @@ enum Region {
   kRegions
 };
 
+// All of `packings`, which must outlive the step.
+Step pack_step(const std::vector<Packing>& packings);
+
 class StepBuilder {
  protected:
   StepBuilder(DType dtype, int64_t threads, char* workspace)
@@ -73,7 +76,7 @@ class StepBuilder {
     return image;
   }
 
-  // `count` weights at an offset that compile_network chose. What lies outside the weights is found out before any is
+  // `count` weights at an offset of a record. What lies outside the weights is found out before any is
   // read.
   const void* weights_at(int64_t offset, int64_t count, int64_t element_bytes) {
     plan_.weight_bytes = std::max(plan_.weight_bytes, offset < 0 ? INT64_MAX : offset + count * element_bytes);

@@ -20,23 +20,25 @@ void pack_group(const Packing& p, int64_t group) {
       group < wide ? group / (panels.base + 1) : panels.extra + (group - wide) / std::max<int64_t>(panels.base, 1);
   const int64_t width = panels.width(panel) * kGroup, column = (group - panels.first(panel)) * kGroup;
   const int64_t step = p.pairs ? 2 : 1, depth = round_up(p.depth, step);
-  To* to = static_cast<To*>(p.to) + panels.first(panel) * kGroup * depth + column * step;
+  To* to = static_cast<To*>(p.to) + panels.first(panel) * kGroup * p.packed_depth() + column * step;
   const From* rows[kGroup];
-  float scales[kGroup];
-  const int64_t count = std::min(kGroup, p.outputs - group * kGroup);
+  // A factor of SiLU's unit rounds once, with the weight.
+  double scales[kGroup];
+  const int64_t count = p.from == nullptr ? 0 : std::min(kGroup, p.outputs - group * kGroup);
   for (int64_t i = 0; i < count; ++i) {
     rows[i] = static_cast<const From*>(p.from) + (group * kGroup + i) * p.row_stride;
     scales[i] = p.scale == nullptr ? p.factor : p.scale[group * kGroup + i] * p.factor;
   }
-  for (int64_t k = 0; k < depth; ++k) {
+  for (int64_t k = 0; k < p.taps * depth; ++k) {
+    const int64_t tap = p.taps == 1 ? 0 : k / depth, channel = k - tap * depth;
+    const int64_t element = channel * p.taps + tap, valid = channel < p.depth ? count : 0;
     To* out = to + k / step * width * step + k % step;
-    const int64_t valid = k < p.depth ? count : 0;
-    for (int64_t i = 0; i < valid; ++i) put(out + i * step, as_float(rows[i][k]) * scales[i]);
+    for (int64_t i = 0; i < valid; ++i) put(out + i * step, static_cast<float>(as_float(rows[i][element]) * scales[i]));
     for (int64_t i = valid; i < kGroup; ++i) put(out + i * step, 0.0f);
   }
 }
 
-// Pixels to groups of channels; without a source, zeros.
+// Pixels to groups of channels.
 template <class From, class To>
 void pack_pixels(const Packing& p, int64_t first, int64_t end) {
   const int64_t padded = round_up(p.depth, kGroup);
@@ -44,9 +46,9 @@ void pack_pixels(const Packing& p, int64_t first, int64_t end) {
     const From* from = static_cast<const From*>(p.from) + pixel * p.row_stride;
     To* to = static_cast<To*>(p.to) + pixel * padded;
     for (int64_t c = 0; c < padded; c += kLanes) {
-      const int64_t count = p.from == nullptr ? 0 : std::clamp<int64_t>(p.depth - c, 0, kLanes);
+      const int64_t count = std::clamp<int64_t>(p.depth - c, 0, kLanes);
       const Vec value = count == 0 ? Vec(0.0f) : load_lanes(from + c, static_cast<int>(count));
-      store(to + c, value * Vec(p.factor));
+      store(to + c, value);
     }
   }
 }

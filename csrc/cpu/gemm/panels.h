@@ -29,6 +29,11 @@ struct Panels {
     const int64_t groups = divide_up(channels, kGroup), count = divide_up(groups, kPanelGroups);
     return {groups, count, count > 0 ? groups / count : 0, count > 0 ? groups % count : 0};
   }
+  // Each group a panel.
+  static EFFNET_INLINE Panels of_groups(int64_t channels) {
+    const int64_t groups = divide_up(channels, kGroup);
+    return {groups, groups, 1, 0};
+  }
   EFFNET_INLINE int64_t first(int64_t panel) const { return panel * base + (panel < extra ? panel : extra); }
   EFFNET_INLINE int64_t width(int64_t panel) const { return base + (panel < extra ? 1 : 0); }
 };

@@ -90,7 +90,7 @@ inline Vec quick_activate(Vec x) {
   return activate<kAct>(x);
 }
 
-// The same with SiLU in units (engine/network.h).
+// The same with SiLU in units (engine/compile.h).
 template <Activation kAct, bool kCoarse>
 inline Vec activate_in_units(Vec t) {
   if constexpr (kAct != Activation::kSilu) {

@@ -1,9 +1,9 @@
 // Inference of one MBConv block whose weights are as the model has them: they are packed on the way, by the threads
 // that then run the block.
-#include <array>
 #include <string>
 #include <vector>
 
+#include "cpu/engine/compile.h"
 #include "cpu/engine/run.h"
 #include "cpu/engine/steps.h"
 #include "cpu/ops/checks.h"
@@ -13,66 +13,53 @@ namespace {
 
 constexpr const char* kOp = "mbconv_inference";
 
-// A weight and what makes its bias: a folded BatchNorm [5, C] (scale and shift are its last two rows) or a vector.
-struct Weight {
-  Tensor tensor;
-  std::optional<Tensor> fold, bias;
-  int64_t outputs, depth;
-  DType dtype;
+// A layer whose tensors must outlive the source that points to them.
+struct Layer {
+  LayerSource source{};
+  std::vector<Tensor> kept;
+
+  const void* keep(const Tensor& t) {
+    kept.push_back(t.is_contiguous() ? t : torch::stable::contiguous(t));
+    return kept.back().const_data_ptr();
+  }
 };
 
-Weight check_weight(const Tensor& weight, const OptionalTensor& fold, const OptionalTensor& bias, const Shape& shape,
-                    const char* name) {
+// `fold` is a folded BatchNorm, [5, out]: scale and shift are its last two rows. Without it the bias is a vector.
+Layer read_layer(const Tensor& weight, const OptionalTensor& fold, const OptionalTensor& bias, const Shape& shape,
+                 Activation act, const char* name) {
   check_shape(weight, shape, kOp, name);
-  Weight w{weight.is_contiguous() ? weight : torch::stable::contiguous(weight),
-           std::nullopt,
-           std::nullopt,
-           shape[0],
-           1,
-           check_dtype(weight, kOp, name)};
-  for (size_t i = 1; i < shape.size(); ++i) w.depth *= shape[i];
+  Layer layer;
+  LayerSource& s = layer.source;
+  s.out = shape[0], s.in = shape[1], s.kernel = shape.size() == 4 ? shape[2] : 1, s.stride = 1;
+  s.act = act;
+  s.weight_dtype = check_dtype(weight, kOp, name);
+  s.weight = layer.keep(weight);
   if (fold.has_value()) {
-    check_shape(*fold, {5, shape[0]}, kOp, "a folded BatchNorm");
+    check_shape(*fold, {5, s.out}, kOp, "a folded BatchNorm");
     EFFNET_CHECK(fold->is_cpu() && fold->scalar_type() == ScalarType::Float && fold->is_contiguous(), kOp,
                  "a folded BatchNorm", "dense float32 on the CPU", to_text(*fold));
-    w.fold = *fold;
+    s.scale = static_cast<const float*>(layer.keep(*fold)) + 3 * s.out;
+    s.bias = s.scale + s.out;
   }
   if (bias.has_value()) {
-    check_shape(*bias, {shape[0]}, kOp, "a bias");
-    check_dtype(*bias, kOp, "a bias");
-    w.bias = bias->is_contiguous() ? *bias : torch::stable::contiguous(*bias);
+    check_shape(*bias, {s.out}, kOp, "a bias");
+    s.bias_dtype = check_dtype(*bias, kOp, "a bias");
+    s.bias = layer.keep(*bias);
   }
-  return w;
+  return layer;
 }
 
 struct Block {
   Tensor x;
-  std::optional<Weight> expand, squeeze, excite;
-  std::optional<Weight> depthwise, project;
-  std::array<Activation, 4> acts;  // expand, depthwise, squeeze, gate
-  int64_t stride;
-  std::vector<int64_t> padding;
+  BlockSource source;
   StencilShape shape;
-  bool residual;
 };
 
 class BlockPlanner : StepBuilder {
  public:
   BlockPlanner(const Block& block, int64_t threads, char* workspace, void* y)
-      : StepBuilder(check_dtype(block.x, kOp, "x"), threads, workspace), block_(block), y_(y) {
-    // What the depthwise convolution gets and gives is in units of an activation's (kSiluUnit).
-    const double before = block.expand.has_value() ? unit_of(block.acts[0]) : 1.0, after = unit_of(block.acts[1]);
-    if (block.expand.has_value()) record_.expand = conv(*block.expand, block.acts[0], dtype_, true, before, before);
-    record_.depthwise = conv(*block.depthwise, block.acts[1], DType::kFloat32, false, after / before, after);
-    record_.depthwise.kernel = block.shape.kernel, record_.depthwise.stride = block.stride;
-    record_.depthwise.left = block.padding[0], record_.depthwise.right = block.padding[1];
-    record_.depthwise.top = block.padding[2], record_.depthwise.bottom = block.padding[3];
-    record_.project = conv(*block.project, Activation::kNone, dtype_, true, 1.0 / after, 1.0);
-    if (block.squeeze.has_value()) {
-      record_.squeeze = linear(*block.squeeze, block.acts[2], 1.0 / after);
-      record_.excite = linear(*block.excite, block.acts[3], 1.0);
-    }
-    record_.residual = block.residual ? 1 : 0;
+      : StepBuilder(check_dtype(block.x, kOp, "x"), threads, workspace), block_(block), y_(y), packer_(dtype_) {
+    record_ = packer_.block(block.source);
   }
 
   NetworkPlan run() {
@@ -80,62 +67,12 @@ class BlockPlanner : StepBuilder {
   }
 
  private:
-  static constexpr int64_t kLine = 64;
-
-  // Space among the packed weights, and what will be put there.
-  int64_t pack(Packing packing, int64_t elements) {
-    packing.to = reinterpret_cast<void*>(packed_bytes_);
-    packing.items = packing.image ? divide_up(packing.outputs, kPackedPixels) : packing.panels.groups;
-    offsets_.push_back(packed_bytes_);
-    packings_.push_back(packing);
-    packed_bytes_ += round_up(elements * (packing.to_dtype == DType::kFloat32 ? 4 : 2), kLine);
-    return offsets_.back();
-  }
-
-  int64_t matrix(const Weight& w, DType dtype, bool panels, bool pairs, double factor) {
-    Packing p{};
-    p.factor = static_cast<float>(factor);
-    p.from = w.tensor.const_data_ptr(), p.from_dtype = w.dtype;
-    p.outputs = w.outputs, p.depth = p.row_stride = w.depth;
-    p.scale = w.fold.has_value() ? w.fold->const_data_ptr<float>() + 3 * w.outputs : nullptr;
-    p.to_dtype = dtype, p.pairs = pairs && dtype == DType::kBFloat16;
-    const int64_t groups = divide_up(w.outputs, kGroup);
-    p.panels = panels ? Panels::of(w.outputs) : Panels{groups, groups, 1, 0};
-    return pack(p, groups * kGroup * round_up(w.depth, 2));
-  }
-
-  int64_t bias(const Weight& w, double factor) {
-    Packing p{};
-    p.factor = static_cast<float>(factor);
-    p.image = true, p.outputs = 1, p.depth = w.outputs;
-    if (w.fold.has_value()) p.from = w.fold->const_data_ptr<float>() + 4 * w.outputs;
-    if (w.bias.has_value()) {
-      p.from = w.bias->const_data_ptr();
-      p.from_dtype = check_dtype(*w.bias, kOp, "a bias");
-    }
-    return pack(p, round_up(w.outputs, kGroup));
-  }
-
-  ConvRecord conv(const Weight& w, Activation act, DType dtype, bool panels, double factor, double bias_factor) {
-    ConvRecord record{};
-    record.in = panels ? w.depth : w.outputs, record.out = w.outputs;
-    record.kernel = record.stride = 1;
-    record.act = static_cast<int64_t>(act);
-    record.weight = matrix(w, dtype, panels, panels, factor), record.bias = bias(w, bias_factor);
-    return record;
-  }
-
-  LinearRecord linear(const Weight& w, Activation act, double factor) {
-    return {w.depth, w.outputs, static_cast<int64_t>(act), matrix(w, dtype_, false, false, factor), bias(w, 1.0)};
-  }
-
   void emit() {
     const int64_t batch = block_.x.size(0), channels = block_.x.size(1);
     const int64_t height = block_.x.size(2), width = block_.x.size(3);
-    char* packed = place(kPacked, packed_bytes_);
+    char* packed = place(kPacked, packer_.bytes());
     weights_ = packed;
-    ready_ = packings_;
-    for (size_t i = 0; i < ready_.size(); ++i) ready_[i].to = packed == nullptr ? nullptr : packed + offsets_[i];
+    packings_ = packer_.packings(packed);
     Image x{const_cast<void*>(block_.x.const_data_ptr()), height * width * channels, channels};
     if (channels % kGroup != 0) {
       const Image copy = image(kEarlyA, batch, height * width, channels);
@@ -143,15 +80,12 @@ class BlockPlanner : StepBuilder {
       p.from = x.data, p.from_dtype = p.to_dtype = dtype_, p.image = true;
       p.outputs = batch * height * width, p.depth = p.row_stride = channels;
       p.to = copy.data, p.items = divide_up(p.outputs, kPackedPixels);
-      ready_.push_back(p);
+      packings_.push_back(p);
       x = copy;
     }
-    Step step = new_step(StepKind::kPack, batch);
-    step.packings = ready_.data();
-    for (const Packing& p : ready_) step.items += p.items;
-    push(step);
+    push(pack_step(packings_));
     const Padding in{0, 0, height, width};
-    const Padding out{block_.padding[0], block_.padding[2], block_.shape.out_height, block_.shape.out_width};
+    const Padding out{record_.depthwise.left, record_.depthwise.top, block_.shape.out_height, block_.shape.out_width};
     const int64_t outputs = record_.project.out;
     emit_block(record_, in, out, batch, x, {y_, pixels(out) * outputs, outputs}, true);
     plan_.steps.back().final_dtype = dtype_;
@@ -159,10 +93,9 @@ class BlockPlanner : StepBuilder {
 
   const Block& block_;
   void* const y_;
+  Packer packer_;
   BlockRecord record_{};
-  std::vector<Packing> packings_, ready_;
-  std::vector<int64_t> offsets_;
-  int64_t packed_bytes_ = 0;
+  std::vector<Packing> packings_;
 };
 
 Tensor mbconv_inference(const Tensor& x, const OptionalTensor& expand, const OptionalTensor& expand_fold,
@@ -177,27 +110,32 @@ Tensor mbconv_inference(const Tensor& x, const OptionalTensor& expand, const Opt
   EFFNET_CHECK(acts.size() == 4, kOp, "acts", "4 numbers", acts.size());
   EFFNET_CHECK(w1.has_value() == w2.has_value() && (!w1.has_value() || w1->dim() == 2), kOp, "w1, w2",
                "both, of rank 2, or none", "something else");
+  Activation act[4];
+  for (size_t i = 0; i < 4; ++i) act[i] = check_activation(acts[i], kOp, "acts");
   Block block{};
   block.x = dense_nhwc(x);
   const int64_t channels = depthwise.size(0), outputs = project.size(0);
+  Layer layers[5];
   if (expand.has_value()) {
-    block.expand = check_weight(*expand, expand_fold, std::nullopt, {channels, x.size(1)}, "expand");
+    layers[0] = read_layer(*expand, expand_fold, std::nullopt, {channels, x.size(1)}, act[0], "expand");
   } else {
     EFFNET_CHECK(channels == x.size(1), kOp, "depthwise", std::to_string(x.size(1)) + " channels", channels);
   }
   block.shape = check_stencil(kOp, block.x, depthwise, stride, padding, channels);
-  block.depthwise = check_weight(depthwise, depthwise_fold, std::nullopt,
-                                 {channels, 1, block.shape.kernel, block.shape.kernel}, "depthwise");
-  block.project = check_weight(project, project_fold, std::nullopt, {outputs, channels}, "project");
+  const int64_t kernel = block.shape.kernel;
+  layers[1] = read_layer(depthwise, depthwise_fold, std::nullopt, {channels, 1, kernel, kernel}, act[1], "depthwise");
+  LayerSource& stencil = layers[1].source;
+  stencil.stride = stride, stencil.left = padding[0], stencil.right = padding[1];
+  stencil.top = padding[2], stencil.bottom = padding[3];
   if (w1.has_value()) {
-    block.squeeze = check_weight(*w1, std::nullopt, b1, {w1->size(0), channels}, "w1");
-    block.excite = check_weight(*w2, std::nullopt, b2, {channels, w1->size(0)}, "w2");
+    layers[2] = read_layer(*w1, std::nullopt, b1, {w1->size(0), channels}, act[2], "w1");
+    layers[3] = read_layer(*w2, std::nullopt, b2, {channels, w1->size(0)}, act[3], "w2");
   }
-  for (size_t i = 0; i < 4; ++i) block.acts[i] = check_activation(acts[i], kOp, "acts");
-  block.stride = stride, block.padding = padding, block.residual = residual;
+  layers[4] = read_layer(project, project_fold, std::nullopt, {outputs, channels}, Activation::kNone, "project");
   EFFNET_CHECK(!residual || (stride == 1 && outputs == x.size(1) && block.shape.out_height == x.size(2) &&
                              block.shape.out_width == x.size(3)),
                kOp, "residual", "an output of the shape of x", "another");
+  block.source = {layers[0].source, stencil, layers[2].source, layers[3].source, layers[4].source, residual};
   const auto threads = static_cast<int64_t>(torch::stable::get_num_threads());
   Tensor y = new_image(block.x, {x.size(0), outputs, block.shape.out_height, block.shape.out_width});
   const int64_t bytes = BlockPlanner(block, threads, nullptr, nullptr).run().workspace_bytes;

@@ -9,27 +9,18 @@
 namespace effnet::cpu {
 namespace {
 
-constexpr int64_t kNetworkNumbers = sizeof(NetworkRecord) / sizeof(int64_t);
-constexpr int64_t kBlockNumbers = sizeof(BlockRecord) / sizeof(int64_t);
-
-struct Records {
-  const NetworkRecord* network;
-  const BlockRecord* blocks;
-};
-
-Records check_program(const char* op, const Tensor& program) {
-  EFFNET_CHECK(program.is_cpu() && program.scalar_type() == ScalarType::Long && program.dim() == 1 &&
-                   program.is_contiguous() && program.numel() >= kNetworkNumbers,
-               op, "program", "what compile_network made: int64 on the CPU", to_text(program));
-  const auto* numbers = static_cast<const int64_t*>(program.const_data_ptr());
-  const auto* network = reinterpret_cast<const NetworkRecord*>(numbers);
-  EFFNET_CHECK(network->blocks >= 0 && network->blocks < 4096 &&
-                   program.numel() == kNetworkNumbers + network->blocks * kBlockNumbers,
-               op, "program",
-               std::to_string(kNetworkNumbers) + " numbers and " + std::to_string(kBlockNumbers) + " for each block",
-               program.numel());
-  return {network, reinterpret_cast<const BlockRecord*>(numbers + kNetworkNumbers)};
+Program check_program(const char* op, const Tensor& program) {
+  EFFNET_CHECK(
+      program.is_cpu() && program.scalar_type() == ScalarType::Long && program.dim() == 1 && program.is_contiguous(),
+      op, "program", "what network_compile made: int64 on the CPU", to_text(program));
+  std::string wrong;
+  Program checked = from_numbers(static_cast<const int64_t*>(program.const_data_ptr()), program.numel(), &wrong);
+  EFFNET_CHECK(wrong.empty(), op, "program", "what network_compile made, in format " + std::to_string(kProgramFormat),
+               wrong);
+  return checked;
 }
+
+void network_check(const Tensor& program) { check_program("network_check", program); }
 
 NetworkCall describe(int64_t batch, int64_t height, int64_t width) {
   NetworkCall call{};
@@ -41,10 +32,10 @@ NetworkCall describe(int64_t batch, int64_t height, int64_t width) {
 // [bytes of workspace, steps, sizes of the output...] for x [batch, Cin, height, width] and the threads of now.
 std::vector<int64_t> network_plan(const Tensor& program, int64_t batch, int64_t height, int64_t width) {
   constexpr const char* op = "network_plan";
-  const Records records = check_program(op, program);
+  const Program network = check_program(op, program);
   EFFNET_CHECK(batch > 0 && height > 0 && width > 0, op, "x", "at least one image and one pixel",
                std::to_string(batch) + " of " + std::to_string(height) + " x " + std::to_string(width));
-  const NetworkPlan plan = plan_network(*records.network, records.blocks, describe(batch, height, width));
+  const NetworkPlan plan = plan_network(network, describe(batch, height, width));
   EFFNET_CHECK(
       plan.too_small == nullptr, op, "x",
       std::string("an image that leaves the ") + (plan.too_small == nullptr ? "" : plan.too_small) + " a pixel",
@@ -57,9 +48,9 @@ std::vector<int64_t> network_plan(const Tensor& program, int64_t batch, int64_t 
 void network_run(const Tensor& x, const Tensor& program, const Tensor& weights, Tensor workspace, Tensor out,
                  std::optional<Tensor> times) {
   constexpr const char* op = "network_run";
-  const Records records = check_program(op, program);
-  EFFNET_CHECK(x.dim() == 4 && x.size(1) == records.network->stem.in, op, "x",
-               "[N, " + std::to_string(records.network->stem.in) + ", H, W]", to_text(x));
+  const Program network = check_program(op, program);
+  EFFNET_CHECK(x.dim() == 4 && x.size(1) == network.stem.in, op, "x",
+               "[N, " + std::to_string(network.stem.in) + ", H, W]", to_text(x));
   NetworkCall call = describe(x.size(0), x.size(2), x.size(3));
   call.x_dtype = check_dtype(x, op, "x");
   call.x = x.const_data_ptr();
@@ -69,7 +60,7 @@ void network_run(const Tensor& x, const Tensor& program, const Tensor& weights, 
   call.weights = static_cast<const char*>(weights.const_data_ptr());
   call.workspace = static_cast<char*>(workspace.mutable_data_ptr());
   call.out = static_cast<float*>(out.mutable_data_ptr());
-  const NetworkPlan plan = plan_network(*records.network, records.blocks, call);
+  const NetworkPlan plan = plan_network(network, call);
   EFFNET_CHECK(plan.too_small == nullptr, op, "x", "a larger image", to_text(x));
   EFFNET_CHECK(workspace.is_cpu() && workspace.is_contiguous() && workspace.scalar_type() == ScalarType::Byte &&
                    workspace.numel() >= plan.workspace_bytes,
@@ -97,6 +88,7 @@ void prefer_huge_pages_of(Tensor memory) {
 }  // namespace effnet::cpu
 
 STABLE_TORCH_LIBRARY_IMPL(effnet_fast_native, CPU, m) {
+  m.impl("network_check", TORCH_BOX(&effnet::cpu::network_check));
   m.impl("network_plan", TORCH_BOX(&effnet::cpu::network_plan));
   m.impl("prefer_huge_pages", TORCH_BOX(&effnet::cpu::prefer_huge_pages_of));
   m.impl("network_run", TORCH_BOX(&effnet::cpu::network_run));
