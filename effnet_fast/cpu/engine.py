@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import threading
 from typing import Any
 
@@ -36,9 +37,9 @@ def compile_network(network: Network, dtype: torch.dtype) -> Program:
     try:
         program, weights = native.ops().network_compile.default(*_describe(network), dtype == torch.bfloat16)
     except RuntimeError as error:
-        op, _, refusal = str(error).splitlines()[0].partition(": ")
+        refusal = _refusal(error)
         # Anything else, memory for one, is no word about the network.
-        if op != "effnet_fast.network_compile":
+        if refusal is None:
             raise
         raise UnsupportedBlockError(refusal) from None
     return Program(program, weights, network.stem.weight.shape[1])
@@ -149,7 +150,10 @@ class Program:
             try:
                 plan = self._plan(self._records, n, height, width)
             except RuntimeError as error:
-                raise EffnetFastError(str(error).splitlines()[0]) from None
+                refusal = _refusal(error)
+                if refusal is None:
+                    raise
+                raise EffnetFastError(f"optimized model: {refusal}") from None
             self._plans[key] = plan
         return plan
 
@@ -178,10 +182,16 @@ def _restore(records: Tensor, weights: Tensor, channels: int) -> Program:
         native.ops().network_check(records)
     except RuntimeError as error:
         raise EffnetFastError(
-            f"optimize: an optimized model of another version: {str(error).splitlines()[0]}; "
+            f"optimize: an optimized model of another version: {_refusal(error)}; "
             "optimize the model it was made from again"
         ) from None
     return Program(records, _huge_pages(weights.numel()).copy_(weights), channels)
+
+
+def _refusal(error: RuntimeError) -> str | None:
+    """What a native op said about its arguments, without the op; ``None`` if the error is of another kind."""
+    found = re.search(r"effnet_fast\.\w+: (.*)", str(error))
+    return None if found is None else found[1]
 
 
 def _huge_pages(size: int) -> Tensor:
