@@ -215,7 +215,10 @@ CHANGES: dict[str, Callable[[nn.Module], object]] = {
     "meta": lambda m: m.to("meta"),
     "to-empty": lambda m: m.to_empty(device="meta"),
     "dtype": lambda m: m.to(torch.float16),
+    "like": lambda m: m.to(torch.zeros(1, dtype=torch.float16)),
+    "dtype-and-layout": lambda m: m.to(torch.float16, memory_format=torch.channels_last),
     "train": lambda m: m.train(),
+    "gradients": lambda m: m.requires_grad_(),
 }
 
 
@@ -224,9 +227,12 @@ def test_what_cannot_be_obeyed_is_refused(optimized: nn.Module, change: str) -> 
     x = torch.randn(2, 3, 32, 32)
     wanted = optimized(x)
     for model in (optimized, patched_copy()):
-        with pytest.raises(EffnetFastError, match="an optimized model (stays in|only infers)"):
+        with pytest.raises(
+            EffnetFastError, match="an optimized model (stays in|only infers|has no gradients)"
+        ):
             CHANGES[change](model)
         assert not model.training and not any(m.training for m in model.modules())
+        assert not any(p.requires_grad or p.dtype != FP32 for p in model.parameters())
     assert torch.equal(optimized(x), wanted)
 
 
@@ -235,6 +241,38 @@ def test_other_dtypes_are_named(backend: str) -> None:
     sentence = "stays in torch.float32 on cpu, for which it was made, got torch.bfloat16 on cpu"
     with pytest.raises(EffnetFastError, match=re.escape(sentence)):
         optimized.bfloat16()
+
+
+@pytest.mark.parametrize("name", ["cuda", "xpu", "mtia"])
+def test_other_devices_are_refused(backend: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if there were one: a module hands its tensors to the method of that name."""
+    monkeypatch.setattr(torch.Tensor, name, lambda tensor, device=None: tensor.to("meta"))
+    for model in (effnet_fast.optimize(make_network("timm-lite"), SHAPE), patched_copy()):
+        with pytest.raises(
+            EffnetFastError, match=r"stays in torch.float32 on cpu, .* got torch.float32 on meta"
+        ):
+            getattr(model, name)()
+        assert model(torch.randn(SHAPE)).isfinite().all()
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
+def test_scripting_is_refused(optimized: nn.Module) -> None:
+    x = torch.randn(2, 3, 32, 32)
+    wanted = optimized(x)
+    for model in (optimized, patched_copy(), nn.Sequential(optimized, nn.Softmax(1))):
+        with pytest.raises(EffnetFastError, match="cannot be traced, scripted or exported"):
+            torch.jit.script(model)
+    assert torch.equal(optimized(x), wanted)
+
+
+def test_it_is_reported_and_not_patched_again(backend: str) -> None:
+    optimized = effnet_fast.optimize(make_network("timm-lite"), SHAPE)
+    holder = nn.Sequential(optimized, nn.Softmax(1))
+    assert effnet_fast.report(optimized).rows == [("", "OptimizedModel", "fused", backend, "")]
+    assert [row.name for row in effnet_fast.report(holder).rows] == ["0"]
+    for model in (optimized, holder):
+        with pytest.warns(UserWarning, match="patch: the model is optimized already"):
+            assert effnet_fast.patch(model) is model
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")

@@ -87,6 +87,8 @@ def _describe(network: Network) -> tuple[list[Tensor], list[Tensor], list[int]]:
 class Program:
     """A packed network. Threads may call :meth:`run` at the same time; each call has a workspace of its own."""
 
+    backend = "cpu"
+
     def __init__(self, records: Tensor, weights: Tensor, channels: int) -> None:
         self._records, self._weights, self._channels = records, weights, channels
         self._plan = native.ops().network_plan.default

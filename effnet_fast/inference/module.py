@@ -16,8 +16,16 @@ from .extract import DTYPES
 Model = TypeVar("Model", bound="Inference")
 
 
+_NOT_RECORDED = (
+    "optimize: an optimized model cannot be traced, scripted or exported; export the model it was made from"
+)
+
+
 class Program(Protocol):
     """A network made ready to run; safe to be called from several threads at once."""
+
+    #: What runs it.
+    backend: str
 
     def run(self, x: Tensor) -> Tensor:
         """Images [N, Cin, H, W], fp32 or bf16, any strides -> logits or features, bf16 if ``x`` is, else fp32."""
@@ -33,9 +41,7 @@ class Inference(nn.Module):
 
     def forward(self, x: Tensor) -> Any:
         if recorded(x):
-            raise EffnetFastError(
-                "optimize: an optimized model cannot be traced or exported; export the model it was made from"
-            )
+            raise EffnetFastError(_NOT_RECORDED)
         check_input(x, self.channels)
         if torch.is_grad_enabled() and x.requires_grad:
             raise EffnetFastError(
@@ -62,6 +68,23 @@ class Inference(nn.Module):
                 "optimize: an optimized model only infers, it has no training mode; train the model it was made from"
             )
         return self
+
+    def requires_grad_(self: Model, requires_grad: bool = True) -> Model:
+        """Without effect where gradients are not asked for.
+
+        Raises:
+            EffnetFastError: they are.
+        """
+        if requires_grad:
+            raise EffnetFastError(
+                "optimize: an optimized model has no gradients, expected requires_grad_(False), got True; train the "
+                "model it was made from"
+            )
+        return super().requires_grad_(False)
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        # What torch.jit.script asks every module, also those inside others.
+        raise EffnetFastError(_NOT_RECORDED)
 
     def _apply(self: Model, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Model:
         # What ``to``, ``cuda``, ``half`` and their kind call, with what they do to a tensor.
@@ -120,6 +143,11 @@ class OptimizedModel(Inference):
 
     def extra_repr(self) -> str:
         return self._description
+
+    @property
+    def backend(self) -> str:
+        """What runs the program: ``"cpu"`` or ``"reference"``."""
+        return self._program.backend
 
     def __copy__(self) -> OptimizedModel:
         return type(self)(self._program, self.dtype, self.channels or 0, self._keep_dims, self._description)

@@ -22,6 +22,8 @@ class ReferenceProgram:
             PyTorch's convolutions in this dtype round.
     """
 
+    backend = "reference"
+
     def __init__(self, network: Network, dtype: torch.dtype) -> None:
         self.dtype = dtype
         self._network: Network = _cast(network, dtype)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import nn
@@ -88,7 +88,18 @@ def patch(
     return model
 
 
+def _programs(model: nn.Module) -> list[tuple[str, Any]]:
+    """(name, module) of the networks in a model that :func:`effnet_fast.optimize` made whole programs of."""
+    # Not at import: they are made with what is patched here.
+    from ..inference.module import OptimizedModel
+
+    return [(name, module) for name, module in model.named_modules() if isinstance(module, OptimizedModel)]
+
+
 def _warn_of_nothing(model: nn.Module, filtered: bool) -> None:
+    if _programs(model):
+        advice.warn("patch: the model is optimized already, which is more than patched, and stays as it is")
+        return
     if filtered and candidates(model):
         advice.warn("patch: filter_fn accepted none of the blocks, and the model stays as it is")
         return
@@ -158,6 +169,8 @@ class Report(NamedTuple):
 def report(model: nn.Module) -> Report:
     """For every MBConv block, and stem and head beside them: fused or eager now, on which backend, and why not.
 
+    A network that :func:`effnet_fast.optimize` made is one block: it runs as a whole.
+
     "Now" is the device and dtype the block is in, and its mode: in training mode the training kernels are asked
     for, in eval mode the inference kernels, which run under ``torch.no_grad`` or ``torch.inference_mode``.
 
@@ -166,7 +179,10 @@ def report(model: nn.Module) -> Report:
     """
     if not isinstance(model, nn.Module):
         raise EffnetFastError(f"report: model must be a torch.nn.Module, got {type(model).__name__}")
-    return Report([_row(name, block, must_be_patched=True) for name, block in candidates(model)])
+    rows = [_row(name, block, must_be_patched=True) for name, block in candidates(model)]
+    for name, program in _programs(model):
+        rows.append(ReportRow(name, type(program).__name__, "fused", program.backend, ""))
+    return Report(rows)
 
 
 def _row(name: str, block: nn.Module, must_be_patched: bool = False) -> ReportRow:
