@@ -20,7 +20,15 @@ KERNELS = (
     *("gemm/multiply_kernel", "gemm/pack_kernel", "stencil/forward_kernel"),
 )
 #: What they need besides: plans, and which instruction set there is.
-OTHERS = ("stencil/forward", "engine/plan", "engine/steps", "gemm/multiply_amx", "isa/isa")
+OTHERS = (
+    "stencil/forward",
+    "engine/compile",
+    "engine/plan",
+    "engine/program",
+    "engine/steps",
+    "gemm/multiply_amx",
+    "isa/isa",
+)
 SOURCES = [
     *(CSRC / "cpu" / f"{name}.cpp" for name in (*KERNELS, *OTHERS)),
     ROOT / "tests" / "cpu_kernels" / "plain_driver.cpp",

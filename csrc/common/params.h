@@ -4,10 +4,9 @@
 #include <cstdint>
 
 #include "activation.h"
+#include "storage.h"
 
 namespace effnet {
-
-enum class DType : int32_t { kFloat32, kBFloat16 };
 
 // z = depthwise(pad(in_act(in_scale * x + in_shift))), y = act(scale * z + shift), pooled = mean of y over rows and
 // columns. Padding is zero after the prologue. All strides are in elements; channels of x and y are adjacent in memory.
@@ -30,7 +29,7 @@ struct DepthwiseParams {
   int64_t weight_channel_stride, weight_row_stride, weight_col_stride;
   int32_t kernel, stride;
   Activation in_act, act;
-  DType dtype, weight_dtype;
+  StorageType dtype, weight_dtype;
 };
 
 // y = act(scale * x + shift) * multiplier + residual, pooled = mean of y over the rows of an image.
@@ -45,7 +44,7 @@ struct ElementwiseParams {
 
   int64_t batch, rows, channels;
   Activation act;
-  DType dtype;
+  StorageType dtype;
 };
 
 // out[n, o] = act(bias[o] + sum over i of weight[o, i] * in[n, i])
@@ -57,7 +56,7 @@ struct LinearParams {
 
   int64_t batch, inputs, outputs;
   Activation act;
-  DType dtype;
+  StorageType dtype;
 };
 
 }  // namespace effnet

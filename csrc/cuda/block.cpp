@@ -144,7 +144,7 @@ Tensor mbconv_prepare(const Tensor& x, const std::vector<OptionalTensor>& weight
   p.eps = static_cast<float>(eps[1]);
   p.act = checks.activation(acts[0], "act");
 
-  const int element = element_size(block.type);
+  const auto element = static_cast<int>(bytes_of(block.type));
   const int64_t pixels = static_cast<int64_t>(p.shape.batch) * p.shape.out_height * p.shape.out_width;
   block.activated_at = block.expands ? padded(x.numel() / x.size(1) * channels[0] * element) : 0;
   block.pooled_at = block.activated_at + padded(pixels * channels[0] * element);

@@ -6,11 +6,10 @@
 #include <cstdint>
 
 #include "../common/activation.h"
+#include "../common/storage.h"
 #include "planner.h"
 
 namespace effnet::cuda {
-
-enum class StorageType : int32_t { kFloat32, kFloat16, kBFloat16 };
 
 // A vector over the channels, dense, as the model keeps it.
 struct ChannelVector {

@@ -6,20 +6,18 @@
 
 namespace effnet::cuda {
 
-inline int element_size(StorageType type) { return type == StorageType::kFloat32 ? 4 : 2; }
-
 // True where an empty tensor leaves nothing to launch.
 inline bool nothing_to_do(const DepthwiseShape& s) {
   return s.batch == 0 || s.channels == 0 || s.height == 0 || s.width == 0 || s.out_height == 0 || s.out_width == 0;
 }
 
 inline PlannerRequest forward_request(const DepthwiseShape& shape, StorageType type) {
-  return {shape, element_size(type), false, 1, false};
+  return {shape, static_cast<int>(bytes_of(type)), false, 1, false};
 }
 
 inline PlannerRequest backward_request(const DepthwiseShape& shape, StorageType type, bool need_dx, bool need_dw,
                                        bool has_z) {
-  return {shape, element_size(type), true, need_dx && need_dw ? 2 : 1, has_z};
+  return {shape, static_cast<int>(bytes_of(type)), true, need_dx && need_dw ? 2 : 1, has_z};
 }
 
 }  // namespace effnet::cuda

@@ -174,9 +174,10 @@ __device__ __forceinline__ float load_channel(const ChannelVector& v, int64_t ch
       return static_cast<const float*>(v.data)[channel];
     case StorageType::kFloat16:
       return to_float(static_cast<const __half*>(v.data)[channel]);
-    default:
+    case StorageType::kBFloat16:
       return to_float(static_cast<const __nv_bfloat16*>(v.data)[channel]);
   }
+  __builtin_unreachable();
 }
 
 __device__ __forceinline__ float2 load_vector(const ChannelVector& v, int64_t channel, int channels, float otherwise) {

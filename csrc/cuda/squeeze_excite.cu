@@ -6,23 +6,11 @@
 #include "squeeze_excite.h"
 #include "squeeze_excite_bwd.cuh"
 #include "squeeze_excite_fwd.cuh"
+#include "storage.cuh"
 
 namespace effnet::cuda {
 
 namespace {
-
-template <class Body>
-cudaError_t with_weight_type(StorageType type, Body&& body) {
-  switch (type) {
-    case StorageType::kFloat32:
-      return body(float{});
-    case StorageType::kFloat16:
-      return body(__half{});
-    case StorageType::kBFloat16:
-      return body(__nv_bfloat16{});
-  }
-  return cudaErrorInvalidValue;
-}
 
 template <class Weight, int kImages>
 cudaError_t launch_forward(const SqueezeExciteParams& p, const DeviceLimits& limits, cudaStream_t stream) {
@@ -55,7 +43,7 @@ cudaError_t squeeze_excite_forward(const SqueezeExciteParams& p, StorageType typ
   DeviceLimits limits{};
   const cudaError_t error = device_limits(&limits);
   if (error != cudaSuccess) return error;
-  return with_weight_type(type, [&](auto weight) {
+  return with_storage(type, [&](auto weight) {
     using Weight = decltype(weight);
     // Four images share the weights' way from the L2 cache once there is an image for every multiprocessor.
     const bool many =
@@ -68,7 +56,7 @@ cudaError_t squeeze_excite_backward(const SqueezeExciteBackwardParams& p, Storag
   DeviceLimits limits{};
   const cudaError_t error = device_limits(&limits);
   if (error != cudaSuccess) return error;
-  return with_weight_type(type, [&](auto weight) { return launch_backward<decltype(weight)>(p, limits, stream); });
+  return with_storage(type, [&](auto weight) { return launch_backward<decltype(weight)>(p, limits, stream); });
 }
 
 }  // namespace effnet::cuda

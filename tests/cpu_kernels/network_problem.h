@@ -3,25 +3,18 @@
 #pragma once
 
 #include <functional>
+#include <string>
 
+#include "cpu/engine/compile.h"
 #include "cpu/engine/plan.h"
+#include "cpu/engine/steps.h"
 #include "product.h"
 
 namespace network {
 
 using effnet::Activation;
-using effnet::DType;
-using effnet::cpu::BlockRecord;
-using effnet::cpu::ConvRecord;
-using effnet::cpu::divide_up;
-using effnet::cpu::kGroup;
-using effnet::cpu::LinearRecord;
-using effnet::cpu::NetworkRecord;
-using effnet::cpu::Packing;
-using effnet::cpu::Panels;
-using effnet::cpu::round_up;
+using effnet::StorageType;
 using effnet::cpu::Step;
-using effnet::cpu::StepKind;
 using effnet::cpu::ThreadState;
 
 // [channels][height][width] of one image.
@@ -123,148 +116,63 @@ inline std::vector<double> exact(const Network& net, Map x) {
   return convolve(mean, net.classifier).data;
 }
 
-// The layer with its weights and bias multiplied.
-inline Layer times(Layer layer, double factor, double bias_factor) {
-  for (float& x : layer.weight) x = static_cast<float>(x * factor);
-  for (float& x : layer.bias) x = static_cast<float>(x * bias_factor);
-  return layer;
+inline effnet::cpu::LayerSource source(const Layer& layer) {
+  effnet::cpu::LayerSource s{};
+  s.weight = layer.weight.data(), s.bias = layer.bias.data();
+  s.out = layer.out, s.in = layer.in, s.kernel = layer.kernel, s.stride = layer.stride, s.act = layer.act;
+  s.left = s.right = s.top = s.bottom = layer.kernel / 2;
+  return s;
 }
 
-// The block as the kernels expect it (kSiluUnit).
-inline Block in_units(const Block& b) {
-  const double before = effnet::cpu::unit_of(b.expand.act), after = effnet::cpu::unit_of(b.depthwise.act);
-  return {times(b.expand, before, before), times(b.depthwise, after / before, after),
-          times(b.squeeze, 1 / after, 1),  b.excite,
-          times(b.project, 1 / after, 1),  b.residual};
+inline void run_items(const Step& step, float* scratch) {
+  ThreadState state{scratch, nullptr, 0};
+  for (int64_t item = 0; item < step.items; ++item) effnet::cpu::baseline::network_item(step, item, state);
 }
 
-inline void pack_item(Step& step, Packing& packing) {
-  step.kind = StepKind::kPack, step.packings = &packing;
-  ThreadState state{};
-  for (int64_t item = 0; item < packing.items; ++item) effnet::cpu::baseline::network_item(step, item, state);
-}
+// Memory that begins on a line of the cache, filled with the byte.
+struct Lines {
+  std::vector<char> bytes;
+  char* begin;
 
-// Weights as one piece of memory, and the records that say where they are.
-class Packer {
- public:
-  explicit Packer(DType dtype) : dtype_(dtype) {}
-
-  const char* bytes() const { return bytes_.data() + shift_; }
-
-  // Panels of columns; a dense k x k layer's K is its rows of pixels of channels, made even.
-  ConvRecord dense(const Layer& layer) {
-    const int64_t channels = dtype_ == DType::kFloat32 || layer.kernel == 1 ? layer.in : round_up(layer.in, 2);
-    const int64_t depth = layer.kernel * layer.kernel * channels;
-    std::vector<float> rows(static_cast<size_t>(layer.out * depth));
-    for (int64_t o = 0; o < layer.out; ++o) {
-      for (int64_t y = 0; y < layer.kernel; ++y) {
-        for (int64_t x = 0; x < layer.kernel; ++x) {
-          for (int64_t i = 0; i < layer.in; ++i) {
-            rows[static_cast<size_t>(o * depth + (y * layer.kernel + x) * channels + i)] =
-                static_cast<float>(layer.w(o, i, y, x));
-          }
-        }
-      }
-    }
-    return record(layer, add(rows, layer.out, depth, dtype_, true, Panels::of(layer.out)));
-  }
-
-  ConvRecord depthwise(const Layer& layer) {
-    ConvRecord r = record(layer, groups(layer, layer.kernel * layer.kernel, DType::kFloat32));
-    r.in = layer.out;
-    return r;
-  }
-
-  LinearRecord linear(const Layer& layer) {
-    const int64_t weight = groups(layer, layer.in, dtype_);
-    return {layer.in, layer.out, static_cast<int64_t>(layer.act), weight, bias(layer)};
-  }
-
- private:
-  static constexpr size_t kLine = 64;
-
-  ConvRecord record(const Layer& layer, int64_t weight) {
-    const int64_t pad = layer.kernel / 2;
-    return {layer.in, layer.out,  layer.kernel, layer.stride, 0, pad, pad, pad, pad, static_cast<int64_t>(layer.act),
-            weight,   bias(layer)};
-  }
-
-  int64_t groups(const Layer& layer, int64_t depth, DType dtype) {
-    const int64_t count = divide_up(layer.out, kGroup);
-    return add(layer.weight, layer.out, depth, dtype, false, {count, count, 1, 0});
-  }
-
-  int64_t bias(const Layer& layer) {
-    const int64_t offset = place(static_cast<size_t>(round_up(layer.out, kGroup)) * sizeof(float));
-    memcpy(bytes_.data() + shift_ + offset, layer.bias.data(), layer.bias.size() * sizeof(float));
-    return offset;
-  }
-
-  int64_t add(const std::vector<float>& rows, int64_t outputs, int64_t depth, DType dtype, bool panels,
-              Panels columns) {
-    const size_t count = static_cast<size_t>(columns.groups * kGroup * round_up(depth, 2));
-    const int64_t offset = place(count * (dtype == DType::kFloat32 ? 4 : 2));
-    Packing p{};
-    p.from = rows.data(), p.from_dtype = DType::kFloat32;
-    p.outputs = outputs, p.depth = p.row_stride = depth;
-    p.to = bytes_.data() + shift_ + offset, p.to_dtype = dtype, p.pairs = panels && dtype == DType::kBFloat16;
-    p.panels = columns, p.items = columns.groups;
-    Step step{};
-    pack_item(step, p);
-    return offset;
-  }
-
-  // Zeros, on a line of the cache. Memory never moves: there is enough of it.
-  int64_t place(size_t size) {
-    if (bytes_.empty()) {
-      bytes_.resize(8 << 20);
-      shift_ = (kLine - reinterpret_cast<uintptr_t>(bytes_.data()) % kLine) % kLine;
-    }
-    const size_t offset = used_;
-    used_ += (size + kLine - 1) / kLine * kLine;
-    if (used_ + kLine > bytes_.size()) abort();
-    return static_cast<int64_t>(offset);
-  }
-
-  DType dtype_;
-  std::vector<char> bytes_;
-  size_t shift_ = 0, used_ = 0;
+  Lines(int64_t size, int fill)
+      : bytes(static_cast<size_t>(size) + 64, static_cast<char>(fill)),
+        begin(bytes.data() + (64 - reinterpret_cast<uintptr_t>(bytes.data()) % 64) % 64) {}
 };
 
 // A batch of images [N, C, H, W] through all steps, one item after the other.
-inline std::vector<float> run(const Network& net, DType dtype, const std::vector<float>& x, int64_t batch,
+inline std::vector<float> run(const Network& net, StorageType dtype, const std::vector<float>& x, int64_t batch,
                               int64_t height, int64_t width, int64_t threads) {
-  Packer packer(dtype);
-  std::vector<BlockRecord> blocks;
-  NetworkRecord record{dtype == DType::kFloat32 ? 0 : 1,
-                       static_cast<int64_t>(net.blocks.size()),
-                       1,
-                       packer.dense(net.stem),
-                       packer.dense(net.head),
-                       packer.linear(net.classifier)};
-  for (const Block& original : net.blocks) {
-    const Block b = in_units(original);
-    blocks.push_back({packer.dense(b.expand), packer.depthwise(b.depthwise), packer.linear(b.squeeze),
-                      packer.linear(b.excite), packer.dense(b.project), b.residual ? 1 : 0});
+  effnet::cpu::Packer packer(dtype);
+  effnet::cpu::Program compiled{};
+  compiled.dtype = dtype, compiled.pool = true;
+  compiled.stem = packer.conv(source(net.stem)), compiled.head = packer.conv(source(net.head));
+  compiled.classifier = packer.linear(source(net.classifier));
+  for (const Block& b : net.blocks) {
+    compiled.blocks.push_back(packer.block(
+        {source(b.expand), source(b.depthwise), source(b.squeeze), source(b.excite), source(b.project), b.residual}));
   }
+  // Through its numbers, as programs travel.
+  const std::vector<int64_t> numbers = effnet::cpu::to_numbers(compiled);
+  std::string wrong;
+  const effnet::cpu::Program program =
+      effnet::cpu::from_numbers(numbers.data(), static_cast<int64_t>(numbers.size()), &wrong);
+  if (!wrong.empty()) abort();
+  const Lines weights(packer.bytes(), 0xff);
+  const std::vector<effnet::cpu::Packing> packings = packer.packings(weights.begin);
+  run_items(effnet::cpu::pack_step(packings), nullptr);
   effnet::cpu::NetworkCall call{};
-  call.x = x.data(), call.x_dtype = DType::kFloat32;
+  call.x = x.data(), call.x_dtype = StorageType::kFloat32;
   call.batch = batch, call.height = height, call.width = width, call.threads = threads;
   const int64_t pixels = height * width, strides[4] = {net.stem.in * pixels, pixels, width, 1};
   std::copy_n(strides, 4, call.x_strides);
-  const int64_t size = effnet::cpu::plan_network(record, blocks.data(), call).workspace_bytes;
+  const int64_t size = effnet::cpu::plan_network(program, call).workspace_bytes;
   std::vector<float> out(static_cast<size_t>(batch * net.classifier.out), NAN);
   // NaN wherever something is read before it is written.
-  std::vector<char> workspace(static_cast<size_t>(size) + 64, static_cast<char>(0xff));
-  call.weights = packer.bytes(), call.out = out.data();
-  call.workspace = workspace.data() + (64 - reinterpret_cast<uintptr_t>(workspace.data()) % 64) % 64;
-  const effnet::cpu::NetworkPlan plan = effnet::cpu::plan_network(record, blocks.data(), call);
-  std::vector<float> scratch(static_cast<size_t>(plan.scratch_floats) + 16, NAN);
-  float* aligned = scratch.data() + (64 - reinterpret_cast<uintptr_t>(scratch.data()) % 64) % 64 / sizeof(float);
-  ThreadState state{aligned, nullptr, 0};
-  for (const Step& step : plan.steps) {
-    for (int64_t item = 0; item < step.items; ++item) effnet::cpu::baseline::network_item(step, item, state);
-  }
+  const Lines workspace(size, 0xff);
+  call.weights = weights.begin, call.out = out.data(), call.workspace = workspace.begin;
+  const effnet::cpu::NetworkPlan plan = effnet::cpu::plan_network(program, call);
+  const Lines scratch(plan.scratch_floats * static_cast<int64_t>(sizeof(float)), 0xff);
+  for (const Step& step : plan.steps) run_items(step, reinterpret_cast<float*>(scratch.begin));
   return out;
 }
 

@@ -10,7 +10,7 @@
 namespace {
 
 using effnet::Activation;
-using effnet::DType;
+using effnet::StorageType;
 using network::Layer;
 using network::Map;
 using product::BFloat16;
@@ -85,7 +85,7 @@ void check_depthwise() {
   p.x_col_stride = channels, p.x_row_stride = width * channels, p.x_batch_stride = height * width * channels;
   p.weight_channel_stride = l.kernel * l.kernel, p.weight_row_stride = l.kernel, p.weight_col_stride = 1;
   p.kernel = static_cast<int32_t>(l.kernel), p.stride = static_cast<int32_t>(l.stride), p.act = l.act;
-  p.dtype = sizeof(T) == 4 ? DType::kFloat32 : DType::kBFloat16, p.weight_dtype = DType::kFloat32;
+  p.dtype = sizeof(T) == 4 ? StorageType::kFloat32 : StorageType::kBFloat16, p.weight_dtype = StorageType::kFloat32;
   std::vector<T> y(static_cast<size_t>(batch * p.out_height * p.out_width * channels));
   p.x = x.data(), p.weight = l.weight.data(), p.y = y.data(), p.shift = l.bias.data();
   const effnet::cpu::DepthwisePlan plan = effnet::cpu::plan_depthwise(p);
@@ -125,8 +125,8 @@ void check_network(Activation act, bool wrong) {
                        layer(11, 70, 1, 1, Activation::kNone)};
   net.blocks.push_back(block(next, 2, next, 7, 1, act));
   const std::vector<float> x = random_values(batch * 3 * rows * columns, 1.0f);
-  const std::vector<float> single = network::run(net, DType::kFloat32, x, batch, rows, columns, 2);
-  const std::vector<float> half = network::run(net, DType::kBFloat16, x, batch, rows, columns, 2);
+  const std::vector<float> single = network::run(net, StorageType::kFloat32, x, batch, rows, columns, 2);
+  const std::vector<float> half = network::run(net, StorageType::kBFloat16, x, batch, rows, columns, 2);
   Error fp32, bf16;
   if (wrong) net.blocks[0].depthwise.weight[4] += 0.25f;
   for (int64_t n = 0; n < batch; ++n) {

@@ -112,7 +112,7 @@ std::vector<Buffer> depthwise_forward_case(Case& c) {
       static_cast<int64_t>(p.shape.batch) * p.shape.out_height * p.shape.out_width * p.shape.channels;
   const int64_t vectors = static_cast<int64_t>(p.shape.batch) * p.shape.channels;
   std::vector<Buffer> results;
-  results.emplace_back(outputs * element_size(type), misalignment);
+  results.emplace_back(outputs * static_cast<int>(bytes_of(type)), misalignment);
   results.emplace_back(pool ? p.plan.tiles() * vectors * 4 : 0, 0);
   results.emplace_back(stats ? p.plan.partial_rows() * 3 * p.shape.channels * 4 : 0, 0);
   p.y = results[0].data();
@@ -145,7 +145,7 @@ std::vector<Buffer> depthwise_backward_case(Case& c) {
   const int64_t rows = p.plan.partial_rows();
   const int64_t inputs = static_cast<int64_t>(p.shape.batch) * p.shape.height * p.shape.width * p.shape.channels;
   std::vector<Buffer> results;
-  results.emplace_back(need_dx ? inputs * element_size(type) : 0, misalignment);
+  results.emplace_back(need_dx ? inputs * static_cast<int>(bytes_of(type)) : 0, misalignment);
   results.emplace_back(need_dw ? taps * p.shape.channels * 4 : 0, 0);
   results.emplace_back(sums ? rows * 2 * p.shape.channels * 4 : 0, 0);
   Buffer partials(rows * taps * p.shape.channels * 4, 0);

@@ -8,7 +8,7 @@ constexpr int64_t kLine = 64;
 
 constexpr double unit_of(Activation act) { return act == Activation::kSilu ? kSiluUnit : 1.0; }
 
-Packing weights_of(const LayerSource& layer, double factor, DType to) {
+Packing weights_of(const LayerSource& layer, double factor, StorageType to) {
   Packing p{};
   p.from = layer.weight, p.from_dtype = layer.weight_dtype;
   p.outputs = layer.out, p.scale = layer.scale, p.factor = factor;
@@ -52,7 +52,7 @@ std::vector<Packing> Packer::packings(char* memory) const {
 
 ConvRecord Packer::conv(const LayerSource& layer, double factor, double bias_factor) {
   Packing p = weights_of(layer, factor, dtype_);
-  p.pairs = dtype_ == DType::kBFloat16;
+  p.together = dot_length(dtype_);
   p.taps = layer.kernel * layer.kernel, p.depth = layer.in;
   p.row_stride = p.taps * p.depth;
   p.panels = Panels::of(layer.out);
@@ -63,7 +63,7 @@ ConvRecord Packer::conv(const LayerSource& layer, double factor, double bias_fac
 }
 
 ConvRecord Packer::depthwise(const LayerSource& layer, double factor, double bias_factor) {
-  Packing p = weights_of(layer, factor, DType::kFloat32);
+  Packing p = weights_of(layer, factor, StorageType::kFloat32);
   p.depth = p.row_stride = layer.kernel * layer.kernel;
   p.panels = Panels::of_groups(layer.out);
   ConvRecord record = record_of(layer);
@@ -96,7 +96,7 @@ int64_t Packer::add(const Packing& packing, int64_t rows) {
   p.items = p.panels.groups;
   packings_.push_back(p);
   offsets_.push_back(bytes_);
-  bytes_ += round_up(rows * p.items * kGroup * (p.to_dtype == DType::kFloat32 ? 4 : 2), kLine);
+  bytes_ += round_up(rows * p.items * kGroup * bytes_of(p.to_dtype), kLine);
   return offsets_.back();
 }
 

@@ -18,14 +18,14 @@ constexpr double kSiluUnit = -1.4426950408889634;  // -log2(e)
 // [out, 1, k, k]), the rest as in ConvRecord. out = 0: there is no such layer.
 struct LayerSource {
   const void* weight;
-  DType weight_dtype;
+  StorageType weight_dtype;
   int64_t in, out, kernel, stride;
   bool same;
   int64_t left, right, top, bottom;
   Activation act;
   const float* scale;  // [out], of each output's weights, or null
   const void* bias;    // [out], or null: zeros
-  DType bias_dtype;
+  StorageType bias_dtype;
 };
 
 struct BlockSource {
@@ -36,7 +36,7 @@ struct BlockSource {
 // Makes the records of layers and remembers what has to be packed for them.
 class Packer {
  public:
-  explicit Packer(DType dtype) : dtype_(dtype) {}
+  explicit Packer(StorageType dtype) : dtype_(dtype) {}
 
   ConvRecord conv(const LayerSource& layer) { return conv(layer, 1.0, 1.0); }
   LinearRecord linear(const LayerSource& layer) { return linear(layer, 1.0); }
@@ -54,7 +54,7 @@ class Packer {
   int64_t add(const Packing& packing, int64_t elements);
   int64_t bias(const LayerSource& layer, double factor);
 
-  const DType dtype_;
+  const StorageType dtype_;
   std::vector<Packing> packings_;
   std::vector<int64_t> offsets_;
   int64_t bytes_ = 0;

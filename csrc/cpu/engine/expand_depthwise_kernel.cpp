@@ -284,11 +284,7 @@ class Item {
 }  // namespace
 
 void expand_depthwise_item(const Step& step, int64_t item, float* scratch) {
-  if (step.dtype == DType::kFloat32) {
-    Item<float>(step, item, scratch).run();
-  } else {
-    Item<BFloat16>(step, item, scratch).run();
-  }
+  with_storage(step.dtype, [&](auto stored) { Item<decltype(stored)>(step, item, scratch).run(); });
 }
 
 }  // namespace effnet::cpu::EFFNET_ISA

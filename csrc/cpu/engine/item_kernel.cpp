@@ -133,7 +133,6 @@ void pool_item(const Step& s, int64_t item, float* scratch) {
 }  // namespace
 
 void network_item(const Step& step, int64_t item, ThreadState& state) {
-  const bool half = step.dtype == DType::kBFloat16;
   switch (step.kind) {
     case StepKind::kStem:
       return stem_item(step, item, state.scratch);
@@ -144,9 +143,9 @@ void network_item(const Step& step, int64_t item, ThreadState& state) {
     case StepKind::kClassify:
       return vectors_item(step, item, state.scratch);
     case StepKind::kProject:
-      return half ? project_item<BFloat16>(step, item, state) : project_item<float>(step, item, state);
+      return with_storage(step.dtype, [&](auto stored) { project_item<decltype(stored)>(step, item, state); });
     case StepKind::kPool:
-      return half ? pool_item<BFloat16>(step, item, state.scratch) : pool_item<float>(step, item, state.scratch);
+      return with_storage(step.dtype, [&](auto stored) { pool_item<decltype(stored)>(step, item, state.scratch); });
     case StepKind::kPack:
       return pack_item(step.packings, item);
   }

@@ -29,7 +29,7 @@ enum class Scaling : int32_t { kNone, kWeights, kBlock, kImage };
 // has written is read. Numbers do not depend on how the items are cut.
 struct Step {
   StepKind kind;
-  DType dtype;
+  StorageType dtype;
   int64_t items;
   int64_t images;
   int64_t scratch_floats;
@@ -38,11 +38,11 @@ struct Step {
   Image in, out;
   Image residual;          // data null: none
   int64_t final_channels;  // > 0: `out` is the caller's and has this many channels
-  DType final_dtype;
+  StorageType final_dtype;
   Gemm gemm;
 
   // Strides of the caller's x [N, C, H, W] and how the stem's input rows lie in the scratch memory.
-  DType x_dtype;
+  StorageType x_dtype;
   int64_t x_strides[4];
   int64_t in_channels, tile_channels, tile_columns;
 

@@ -112,7 +112,7 @@ class Planner : StepBuilder {
     step.kernel = static_cast<int32_t>(conv.kernel), step.stride = static_cast<int32_t>(conv.stride);
     step.x_dtype = call_.x_dtype;
     std::copy_n(call_.x_strides, 4, step.x_strides);
-    const int64_t x_bytes = call_.x_dtype == DType::kFloat32 ? 4 : 2;
+    const int64_t x_bytes = bytes_of(call_.x_dtype);
     step.in.data = call_.x == nullptr
                        ? nullptr
                        : const_cast<char*>(static_cast<const char*>(call_.x)) + first * call_.x_strides[0] * x_bytes;

@@ -13,7 +13,7 @@ namespace effnet::cpu {
 // The caller's images and where results go. Null pointers will do for planning alone.
 struct NetworkCall {
   const void* x;
-  DType x_dtype;
+  StorageType x_dtype;
   int64_t batch, height, width;
   int64_t x_strides[4];
   const char* weights;

@@ -29,7 +29,7 @@ void visit(Codec& codec, LinearRecord& linear) {
 
 template <class Codec>
 void visit(Codec& codec, Program& program) {
-  codec.field(program.dtype, 0, static_cast<int64_t>(DType::kBFloat16));
+  codec.field(program.dtype, 0, kStorageTypes - 1);
   codec.field(program.pool, 0, 1);
   auto blocks = static_cast<int64_t>(program.blocks.size());
   codec.field(blocks, 0, kMostBlocks);
@@ -69,6 +69,7 @@ struct Reader {
 // The layers follow one another; that their weights are there is checked against the plan of a call.
 bool is_network(const Program& program) {
   int64_t channels = program.stem.out;
+  if (program.dtype == StorageType::kFloat16) return false;
   if (program.stem.in < 1 || channels < 1 || program.stem.kernel < 1) return false;
   for (const BlockRecord& b : program.blocks) {
     const int64_t expanded = b.expand.out > 0 ? b.expand.out : channels;

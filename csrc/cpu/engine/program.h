@@ -11,7 +11,7 @@ namespace effnet::cpu {
 
 // To be raised with every change of the records below, of their order in a program, or of how weights are packed
 // (compile.cpp): programs are pickled, and another version must not read them.
-constexpr int64_t kProgramFormat = 2;
+constexpr int64_t kProgramFormat = 3;
 
 // Weights are byte offsets.
 struct ConvRecord {
@@ -42,8 +42,8 @@ struct BlockRecord {
 };
 
 struct Program {
-  DType dtype;  // of the weights and of what is stored between layers
-  bool pool;    // the mean over the image after the head
+  StorageType dtype;  // of the weights and of what is stored between layers
+  bool pool;          // the mean over the image after the head
   ConvRecord stem, head;
   LinearRecord classifier;
   std::vector<BlockRecord> blocks;

@@ -53,7 +53,7 @@ void product_rows(const Step& s, const Gemm& gemm, const T* a, int64_t shift, co
     const int64_t at = image * s.out.image_stride + from * s.out.pixel_stride + channel;
     const T* other = residual == nullptr ? nullptr : residual + from * s.residual.pixel_stride;
     const int64_t channels = std::min(width * kGroup, s.final_channels - channel);
-    if (s.final_channels > 0 && s.final_dtype == DType::kFloat32) {
+    if (s.final_channels > 0 && s.final_dtype != s.dtype) {
       store_last(block, to - from, channels, bias, other, s.residual.pixel_stride, static_cast<float*>(s.out.data) + at,
                  s.out.pixel_stride);
     } else if (s.final_channels > 0) {

@@ -42,12 +42,11 @@ void stem_rows(const Step& s, int64_t item, float* scratch) {
     const int64_t y = top + row;
     if (y < 0 || y >= s.height) {
       std::fill_n(tile + row * pitch, pitch, T{});
-    } else if (s.x_dtype == DType::kFloat32) {
-      load_stem_row(s, static_cast<const float*>(s.in.data) + image * s.x_strides[0] + y * s.x_strides[2],
-                    tile + row * pitch);
     } else {
-      load_stem_row(s, static_cast<const BFloat16*>(s.in.data) + image * s.x_strides[0] + y * s.x_strides[2],
-                    tile + row * pitch);
+      with_storage(s.x_dtype, [&](auto stored) {
+        const auto* x = static_cast<const decltype(stored)*>(s.in.data);
+        load_stem_row(s, x + image * s.x_strides[0] + y * s.x_strides[2], tile + row * pitch);
+      });
     }
   }
   for (int64_t row = first; row < end; ++row) {
@@ -61,11 +60,7 @@ void stem_rows(const Step& s, int64_t item, float* scratch) {
 }  // namespace
 
 void stem_item(const Step& step, int64_t item, float* scratch) {
-  if (step.dtype == DType::kFloat32) {
-    stem_rows<float>(step, item, scratch);
-  } else {
-    stem_rows<BFloat16>(step, item, scratch);
-  }
+  with_storage(step.dtype, [&](auto stored) { stem_rows<decltype(stored)>(step, item, scratch); });
 }
 
 }  // namespace effnet::cpu::EFFNET_ISA

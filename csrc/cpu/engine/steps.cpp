@@ -61,7 +61,7 @@ Gemm StepBuilder::gemm_of(const ConvRecord& conv, std::vector<Segment> segments)
   gemm.depth = depth, gemm.panels = Panels::of(conv.out), gemm.channels = conv.out;
   gemm.segments = kept.data(), gemm.segment_count = static_cast<int32_t>(kept.size());
   gemm.act = conv.act;
-  if (dtype_ == DType::kBFloat16 && active_isa() == Isa::kAmx)
+  if (dtype_ == StorageType::kBFloat16 && active_isa() == Isa::kAmx)
     gemm.tiles = amx::steps_of(kept.data(), gemm.segment_count);
   return gemm;
 }
@@ -169,7 +169,7 @@ void StepBuilder::cut_depthwise(Step* step, int64_t depth) const {
   step->ring_rows = (step->step_rows - 1) * step->stride + step->kernel;
   step->items = step->images * step->chunks.count * step->bands;
   const int64_t outputs = step->images * step->out_height * step->out_width * step->chunks.groups * kGroup;
-  const int64_t shared_bytes = dtype_ == DType::kFloat32 ? kStreamSharedBytes : kStreamSharedHalfBytes;
+  const int64_t shared_bytes = element() == 4 ? kStreamSharedBytes : kStreamSharedHalfBytes;
   const bool shared = threads > 1 && step->images < threads;
   step->stream = outputs * element() >= (shared ? shared_bytes : kStreamBytes);
   const int64_t copied = step->stream ? step->step_rows * kTileColumns * kPanel : 0;

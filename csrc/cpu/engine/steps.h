@@ -35,7 +35,7 @@ Step pack_step(const std::vector<Packing>& packings);
 
 class StepBuilder {
  protected:
-  StepBuilder(DType dtype, int64_t threads, char* workspace)
+  StepBuilder(StorageType dtype, int64_t threads, char* workspace)
       : dtype_(dtype), threads_(std::max<int64_t>(threads, 1)), workspace_(workspace) {}
 
   // `emit` makes all steps. The first time it finds out how large the regions are, the second time it knows where they
@@ -55,8 +55,8 @@ class StepBuilder {
     return std::move(plan_);
   }
 
-  int64_t element() const { return dtype_ == DType::kFloat32 ? 4 : 2; }
-  int64_t even(int64_t k) const { return dtype_ == DType::kFloat32 ? k : round_up(k, 2); }
+  int64_t element() const { return bytes_of(dtype_); }
+  int64_t even(int64_t k) const { return round_up(k, dot_length(dtype_)); }
 
   char* place(Region region, int64_t bytes) {
     bytes_[region] = std::max(bytes_[region], bytes);
@@ -113,7 +113,7 @@ class StepBuilder {
                   const Image& y, bool final);
   void cut_project(Step* step);
 
-  const DType dtype_;
+  const StorageType dtype_;
   const int64_t threads_;
   char* const workspace_;
   const char* weights_ = nullptr;

@@ -121,11 +121,7 @@ void run(const Step& step, int64_t item, float* scratch) {
 }  // namespace
 
 void vectors_item(const Step& step, int64_t item, float* scratch) {
-  if (step.dtype == DType::kFloat32) {
-    run<float>(step, item, scratch);
-  } else {
-    run<BFloat16>(step, item, scratch);
-  }
+  with_storage(step.dtype, [&](auto stored) { run<decltype(stored)>(step, item, scratch); });
 }
 
 }  // namespace effnet::cpu::EFFNET_ISA

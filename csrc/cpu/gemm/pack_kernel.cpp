@@ -19,7 +19,7 @@ void pack_group(const Packing& p, int64_t group) {
   const int64_t panel =
       group < wide ? group / (panels.base + 1) : panels.extra + (group - wide) / std::max<int64_t>(panels.base, 1);
   const int64_t width = panels.width(panel) * kGroup, column = (group - panels.first(panel)) * kGroup;
-  const int64_t step = p.pairs ? 2 : 1, depth = round_up(p.depth, step);
+  const int64_t step = p.together, depth = round_up(p.depth, step);
   To* to = static_cast<To*>(p.to) + panels.first(panel) * kGroup * p.packed_depth() + column * step;
   const From* rows[kGroup];
   // A factor of SiLU's unit rounds once, with the weight.
@@ -66,11 +66,9 @@ void pack(const Packing& p, int64_t item) {
 
 void pack_item(const Packing* p, int64_t item) {
   for (; item >= p->items; ++p) item -= p->items;
-  const bool from_half = p->from_dtype == DType::kBFloat16;
-  if (p->to_dtype == DType::kFloat32) {
-    return from_half ? pack<BFloat16, float>(*p, item) : pack<float, float>(*p, item);
-  }
-  return from_half ? pack<BFloat16, BFloat16>(*p, item) : pack<float, BFloat16>(*p, item);
+  with_storage(p->from_dtype, [&](auto from) {
+    with_storage(p->to_dtype, [&](auto to) { pack<decltype(from), decltype(to)>(*p, item); });
+  });
 }
 
 }  // namespace effnet::cpu::EFFNET_ISA

@@ -20,6 +20,10 @@ constexpr int64_t kPanel = kPanelGroups * kGroup;
 EFFNET_INLINE int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 EFFNET_INLINE int64_t round_up(int64_t a, int64_t b) { return divide_up(a, b) * b; }
 
+// Neighbours along K that one instruction multiplies and adds: they lie side by side in packed weights, and K is made a
+// multiple of it.
+constexpr int64_t dot_length(StorageType type) { return type == StorageType::kBFloat16 ? 2 : 1; }
+
 // How `channels` are cut into panels of nearly equal width. The depthwise convolution's chunks are cut the same way:
 // the expansion fills one chunk with one panel.
 struct Panels {

@@ -35,12 +35,12 @@ inline std::string to_text(const Tensor& t) {
   return text + "]";
 }
 
-inline DType check_dtype(const Tensor& t, const char* op, const char* argument) {
-  const ScalarType type = t.scalar_type();
+inline StorageType check_dtype(const Tensor& t, const char* op, const char* argument) {
   EFFNET_CHECK(t.is_cpu(), op, argument, "a CPU tensor", "a tensor on another device");
-  EFFNET_CHECK(type == ScalarType::Float || type == ScalarType::BFloat16, op, argument, "float32 or bfloat16",
-               torch::headeronly::toString(type));
-  return type == ScalarType::Float ? DType::kFloat32 : DType::kBFloat16;
+  if (t.scalar_type() == ScalarType::Float) return StorageType::kFloat32;
+  EFFNET_CHECK(t.scalar_type() == ScalarType::BFloat16, op, argument, "float32 or bfloat16",
+               torch::headeronly::toString(t.scalar_type()));
+  return StorageType::kBFloat16;
 }
 
 inline Activation check_activation(int64_t act, const char* op, const char* argument) {

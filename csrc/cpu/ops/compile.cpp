@@ -151,7 +151,7 @@ std::tuple<Tensor, Tensor> network_compile(const std::vector<Tensor>& weights, c
                                            const std::vector<int64_t>& description, bool half) {
   Description d(weights, biases, description);
   Program program{};
-  program.dtype = half ? DType::kBFloat16 : DType::kFloat32;
+  program.dtype = half ? StorageType::kBFloat16 : StorageType::kFloat32;
   const int64_t blocks = d.number(0, 4096);
   program.pool = d.flag();
   const LayerSource stem = d.layer("stem", 4);

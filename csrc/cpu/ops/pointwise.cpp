@@ -14,7 +14,7 @@ namespace effnet::cpu {
 namespace {
 
 void check_float(const Tensor& t, const char* op, const char* name) {
-  EFFNET_CHECK(check_dtype(t, op, name) == DType::kFloat32, op, name, "float32", "bfloat16");
+  EFFNET_CHECK(check_dtype(t, op, name) == StorageType::kFloat32, op, name, "float32", "bfloat16");
 }
 
 // The tensors and vectors of one product; they must outlive it.

@@ -61,7 +61,7 @@ struct TrainingParams {
   int64_t batch, rows, channels;
   BandPlan plan;
   Activation act;
-  DType dtype;
+  StorageType dtype;
 
   int64_t tasks() const { return batch * plan.bands; }
 };

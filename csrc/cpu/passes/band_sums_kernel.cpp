@@ -1,5 +1,6 @@
 // Channel sums of training, tile by tile, and the elementwise formula of BatchNorm's backward; compiled once per
 // instruction set.
+#include "cpu/isa/storage.h"
 #include "cpu/passes/channel_sums.h"
 #include "cpu/passes/moments.h"
 
@@ -112,11 +113,7 @@ void gate_and_norm_sums(const TrainingParams& p, int64_t task) {
 template <class F>
 inline void for_tasks(const TrainingParams& p, int64_t begin, int64_t end, F f) {
   for (int64_t task = begin; task < end; ++task) {
-    if (p.dtype == DType::kFloat32) {
-      f(task, float());
-    } else {
-      f(task, BFloat16());
-    }
+    with_storage(p.dtype, [&](auto stored) { f(task, stored); });
   }
 }
 

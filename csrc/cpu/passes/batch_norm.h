@@ -52,7 +52,7 @@ struct ExciteBackwardParams {
   float *db1, *db2;  // or null
   int64_t batch, channels, hidden;
   Activation act, gate_act;
-  DType dtype;
+  StorageType dtype;
 };
 
 using BatchNormFinalize = void(const BatchNormFinalizeParams& p);

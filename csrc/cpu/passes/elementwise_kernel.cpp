@@ -1,5 +1,6 @@
 // The elementwise pass and the small fully connected layers of squeeze-and-excite; compiled once per instruction set.
 #include "cpu/isa/act.h"
+#include "cpu/isa/storage.h"
 #include "cpu/isa/vec.h"
 #include "cpu/passes/elementwise.h"
 
@@ -76,21 +77,14 @@ void elementwise_tasks(const ElementwiseParams& p, const ElementwisePlan& plan, 
     const int64_t last_row = first_row + plan.band_rows < p.rows ? first_row + plan.band_rows : p.rows;
     float* sums = p.pooled == nullptr ? nullptr : plan.partial_sums + task * p.channels;
     with_activation(p.act, [&](auto known) {
-      if (p.dtype == DType::kFloat32) {
-        run_band<float, known.value>(p, image, first_row, last_row, sums);
-      } else {
-        run_band<BFloat16, known.value>(p, image, first_row, last_row, sums);
-      }
+      with_storage(p.dtype,
+                   [&](auto stored) { run_band<decltype(stored), known.value>(p, image, first_row, last_row, sums); });
     });
   }
 }
 
 void linear_tasks(const LinearParams& p, int64_t begin, int64_t end) {
-  if (p.dtype == DType::kFloat32) {
-    run_linear<float>(p, begin, end);
-  } else {
-    run_linear<BFloat16>(p, begin, end);
-  }
+  with_storage(p.dtype, [&](auto stored) { run_linear<decltype(stored)>(p, begin, end); });
 }
 
 }  // namespace effnet::cpu::EFFNET_ISA

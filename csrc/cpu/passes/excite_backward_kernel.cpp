@@ -1,4 +1,5 @@
 // The backward of squeeze-and-excite's two small layers; compiled once per instruction set.
+#include "cpu/isa/storage.h"
 #include "cpu/passes/batch_norm.h"
 #include "cpu/passes/channel_sums.h"
 
@@ -74,11 +75,7 @@ float sum_images(const float* from, int64_t stride, int64_t batch) {
 
 void excite_backward_images(const ExciteBackwardParams& p, int64_t begin, int64_t end) {
   for (int64_t n = begin; n < end; ++n) {
-    if (p.dtype == DType::kFloat32) {
-      backward_image<float>(p, n);
-    } else {
-      backward_image<BFloat16>(p, n);
-    }
+    with_storage(p.dtype, [&](auto stored) { backward_image<decltype(stored)>(p, n); });
   }
 }
 

@@ -34,7 +34,7 @@ struct DepthwiseBackwardParams {
   int64_t weight_channel_stride, weight_row_stride, weight_col_stride;
   int32_t kernel, stride;
   Activation in_act, act;
-  DType dtype, weight_dtype;
+  StorageType dtype, weight_dtype;
 };
 
 // Columns w = first, first + stride, ... of the input see the same taps, `taps` columns of dz in a row: for them the

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <type_traits>
 
+#include "cpu/isa/storage.h"
 #include "cpu/isa/streaming.h"
 #include "cpu/isa/vec_grad.h"
 #include "cpu/stencil/backward.h"
@@ -182,11 +183,7 @@ class Task {
   }
 
   void prepare() {
-    if (p_.weight_dtype == DType::kFloat32) {
-      pack_weights<float>();
-    } else {
-      pack_weights<BFloat16>();
-    }
+    with_storage(p_.weight_dtype, [&](auto stored) { pack_weights<decltype(stored)>(); });
     copy_or_fill(p_.scale, 1.0f, v_.scale);
     copy_or_fill(p_.shift, 0.0f, v_.shift);
     copy_or_fill(p_.grad_a, 1.0f, v_.grad_a);
@@ -332,11 +329,7 @@ class Task {
 void depthwise_backward_tasks(const DepthwiseBackwardParams& p, const DepthwiseBackwardPlan& plan, int64_t begin,
                               int64_t end, float* memory) {
   for (int64_t task = begin; task < end; ++task) {
-    if (p.dtype == DType::kFloat32) {
-      Task<float>(p, plan, task, memory).run();
-    } else {
-      Task<BFloat16>(p, plan, task, memory).run();
-    }
+    with_storage(p.dtype, [&](auto stored) { Task<decltype(stored)>(p, plan, task, memory).run(); });
   }
 }
 

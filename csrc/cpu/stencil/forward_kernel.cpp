@@ -7,6 +7,7 @@
 #include <type_traits>
 
 #include "cpu/isa/act.h"
+#include "cpu/isa/storage.h"
 #include "cpu/isa/streaming.h"
 #include "cpu/passes/moments.h"
 #include "cpu/stencil/row.h"
@@ -190,11 +191,8 @@ class Task {
   float* ring_row(int64_t row) const { return scratch_.ring + row % p_.kernel * plan_.ring_columns * kChunk; }
 
   void prepare_scratch() {
-    if (p_.weight_dtype == DType::kFloat32) {
-      pack_weights<float>(p_, first_channel_, channels_, scratch_.weights);
-    } else {
-      pack_weights<BFloat16>(p_, first_channel_, channels_, scratch_.weights);
-    }
+    with_storage(p_.weight_dtype,
+                 [&](auto stored) { pack_weights<decltype(stored)>(p_, first_channel_, channels_, scratch_.weights); });
     copy_or_fill(p_.in_scale, 1.0f, scratch_.in_scale);
     copy_or_fill(p_.in_shift, 0.0f, scratch_.in_shift);
     copy_or_fill(p_.scale, 1.0f, scratch_.scale);
@@ -288,11 +286,7 @@ class Task {
 void depthwise_tasks(const DepthwiseParams& p, const DepthwisePlan& plan, int64_t begin, int64_t end, float* memory) {
   const Scratch scratch(p, plan, memory);
   for (int64_t task = begin; task < end; ++task) {
-    if (p.dtype == DType::kFloat32) {
-      Task<float>(p, plan, task, scratch).run();
-    } else {
-      Task<BFloat16>(p, plan, task, scratch).run();
-    }
+    with_storage(p.dtype, [&](auto stored) { Task<decltype(stored)>(p, plan, task, scratch).run(); });
   }
 }
 
