@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from ..errors import EffnetFastError
 from . import blocks, designs, results, roofline, targets
 from .process import PATIENCE, Process
-from .remaining import Remaining, Step, crowd, expectation
+from .remaining import Remaining, Step, cold, crowd, expectation
 from .stats import summarize
 from .targets import DTYPES, Job
 
@@ -48,7 +48,9 @@ class Sweep:
         self._file = ""
         # Rates and references in a process of their own: what they leave behind would count as a provider's memory.
         self._referee = Process("eager", plan.device)
-        self.remaining = Remaining(_steps(plan), expectation(plan.device, plan.seconds, crowd()))
+        self.remaining = Remaining(
+            _steps(plan), expectation(plan.device, crowd(), cold()), plan.seconds, limit=self._left
+        )
 
     @property
     def fresh(self) -> list[results.Row]:
@@ -108,7 +110,9 @@ class Sweep:
         if reference["status"] == "ok":
             with self.remaining.timed(Step("prepare", job, process.provider)):
                 answer = self._ask_in_time(process, do="prepare", job=list(job), path=self._file)
-        if answer["status"] != "ok":
+        if answer["status"] == "ok":
+            self.remaining.learn(job, process.provider, answer["call_seconds"])
+        else:
             self.remaining.skip(job, process.provider)
         return {**answer, "samples": []}
 

@@ -75,11 +75,15 @@ def rounds_for(one: float, seconds: float, least: int = 5, most: int = 300) -> i
     return max(least, min(most, int(seconds / max(one, 1e-7))))
 
 
+def calls_in(one: float, seconds: float) -> int:
+    """How many calls of ``one`` second each make a turn of about ``seconds``: at least five, three of slow ones."""
+    return rounds_for(one, seconds, 5 if one < seconds else 3)
+
+
 def sample(step: Step, clock: Clock, seconds: float) -> list[float]:
-    """Times of single calls, in seconds, for about ``seconds`` in total: at least five, three of slow ones."""
+    """Times of single calls, in seconds, as many as :func:`calls_in` says."""
     first = clock.run(step)
-    least = 5 if first < seconds else 3
-    return [first] + [clock.run(step) for _ in range(rounds_for(first, seconds, least) - 1)]
+    return [first] + [clock.run(step) for _ in range(calls_in(first, seconds) - 1)]
 
 
 def copy_bandwidth(device: torch.device, megabytes: int | None = None) -> float:

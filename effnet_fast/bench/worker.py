@@ -73,10 +73,10 @@ class Worker:
         self.prepared = PROVIDERS[self.provider](model, x.to(self.device), task)
         del model
         self._settle()
-        timing.warm_up(self.prepared.step, self.clock)
+        one = timing.warm_up(self.prepared.step, self.clock)
         peak = memory.peak_mb(self.device) - before
         error = accuracy.max_error(self.prepared, reference["truth"], x, self.device, task)
-        return {"max_error": error, "peak_memory_mb": max(0.0, peak)}
+        return {"max_error": error, "peak_memory_mb": max(0.0, peak), "call_seconds": one}
 
     def _settle(self) -> None:
         """On the CPU the peak is that of running: what only preparing and compiling needed is given back first."""

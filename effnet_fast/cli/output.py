@@ -141,18 +141,24 @@ class Output:
 def _follow(label: str, remaining: Remaining, ended: threading.Event, console: Any) -> None:
     from rich.progress import BarColumn, Progress, TextColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("about {task.fields[left]} left"))
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[left]}"))
     with Progress(*columns, console=console, transient=True, refresh_per_second=2) as bar:
-        task = bar.add_task(label, total=1.0, left=duration(remaining.seconds()))
+        task = bar.add_task(label, total=1.0, left=time_left(remaining))
         while not ended.wait(0.5):
-            bar.update(task, completed=remaining.share(), left=duration(remaining.seconds()))
+            bar.update(task, completed=remaining.share(), left=time_left(remaining))
 
 
 def _say_now_and_then(label: str, remaining: Remaining, ended: threading.Event) -> None:
     while True:
-        print(f"{label}: about {duration(remaining.seconds())} left", file=sys.stderr, flush=True)
-        if ended.wait(max(5.0, remaining.seconds() / 4)):
+        print(f"{label}: {time_left(remaining)}", file=sys.stderr, flush=True)
+        if ended.wait(max(5.0, remaining.seconds() / 4) if remaining.known else 5.0):
             return
+
+
+def time_left(remaining: Remaining) -> str:
+    if not remaining.known:
+        return "no call has been timed yet"
+    return f"about {duration(remaining.seconds())} left"
 
 
 def duration(seconds: float) -> str:
