@@ -18,10 +18,11 @@ STABLE_TORCH_LIBRARY(effnet_fast_native, m) {
       "depthwise_backward(Tensor dy, Tensor x, Tensor weight, int stride, int[] padding, Tensor? z, Tensor? scale, "
       "Tensor? shift, int act, Tensor? gate, Tensor? pool_grad, Tensor? grad_a, Tensor? grad_b, Tensor? grad_c, "
       "Tensor? grad_mean, Tensor? in_scale, Tensor? in_shift, int in_act, Tensor? in_mean, Tensor? in_invstd, "
-      "Tensor? residual_grad, bool need_dx, bool need_dw, int plan) -> (Tensor, Tensor, Tensor)");
+      "Tensor? residual_grad, bool need_dx, bool need_dw, int plan, bool merge=True) -> (Tensor, Tensor, Tensor)");
+  // CUDA's `dgate` and `pooled` may come in parts, [N, P, C]. `dpooled` is divided by `area`.
   m.def(
       "squeeze_excite_backward(Tensor dgate, Tensor pooled, Tensor w1, Tensor? b1, Tensor w2, Tensor? b2, int act, "
-      "int gate_act) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+      "int gate_act, int area=1) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
   // act(scale * x + shift) * multiplier + residual, with the mean over the image; y is empty unless written.
   m.def(
       "elementwise(Tensor x, Tensor? scale, Tensor? shift, int act, Tensor? multiplier, Tensor? residual, bool pool, "

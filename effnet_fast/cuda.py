@@ -138,6 +138,7 @@ def depthwise_backward(
     residual_grad: Tensor | None = None,
     need_dx: bool = True,
     need_dw: bool = True,
+    parts: bool = False,
     plan: int = -1,
 ) -> ConvGrad:
     """As :func:`effnet_fast.reference.depthwise_backward`: both gradients in one launch and a small merge.
@@ -157,6 +158,7 @@ def depthwise_backward(
         *(dy, x, weight, stride, padding, z, scale, shift, _NUMBER[act], gate, pool_grad),
         *(grad or (None, None, None, None)),
         *(in_scale, in_shift, _NUMBER[in_act], mean, invstd, residual_grad, need_dx, need_dw, plan),
+        merge=not parts,
     )
     with_affine = in_affine is not None
     return ConvGrad(
@@ -188,10 +190,11 @@ def squeeze_excite_backward(
     b2: Tensor | None,
     act: str = "silu",
     gate_act: str = "sigmoid",
+    area: int = 1,
 ) -> SqueezeExciteGrad:
     """As :func:`effnet_fast.reference.squeeze_excite_backward`, the whole batch in one cooperative launch."""
     dpooled, dw1, db1, dw2, db2 = _kernels().squeeze_excite_backward(
-        *(dgate, pooled, w1, _like(b1, w1), w2, _like(b2, w1)), _NUMBER[act], _NUMBER[gate_act]
+        *(dgate, pooled, w1, _like(b1, w1), w2, _like(b2, w1)), _NUMBER[act], _NUMBER[gate_act], area
     )
     return SqueezeExciteGrad(dpooled, dw1, None if b1 is None else db1, dw2, None if b2 is None else db2)
 

@@ -49,7 +49,9 @@ ORDER: dict[str, tuple[str, ...]] = {
     "batch_norm_reduce": _DENSE,
     "batch_norm_backward_finalize": _DENSE,
     "channel_stats": _DENSE,
+    "gate_batch_norm_finalize": _DENSE,
     "gate_batch_norm_sums": _DENSE,
+    "merge_weight_grads": ("triton", "reference"),
     "affine_pool": _DENSE,
     "affine_residual": _DENSE,
 }

@@ -116,7 +116,8 @@ def _record(stage: Stage, size: int, dtype: torch.dtype, batch: int, device: tor
     try:
         y, saved = blocks.training_forward(x, weights, settings, None)
         needs = blocks.Needs(True, True, True, True)
-        blocks.training_backward(y, x, saved, weights, settings, None, needs)
+        learnt = (weights.expand, weights.depthwise, weights.project)
+        blocks.training_backward(y, x, saved, weights, settings, None, needs, learnt)
         blocks.inference(x, weights, settings, None)
     finally:
         blocks._runner = original

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -36,11 +38,7 @@ def batch_norm_finalize(
         **meta,
     )
     out = BatchNormStats(vectors)
-    if running is not None and inside:
-        # Autograd sees the count move and not the statistics, as with move_running and native batch_norm.
-        if running.batches is not None:
-            torch.autograd.graph.increment_version([running.batches])
-    elif running is not None:
+    if running is not None and not inside:
         move_running(running, out, count)
     return out
 
@@ -129,20 +127,56 @@ def batch_norm_reduce(
 
 
 def batch_norm_backward_finalize(
-    sums: Tensor, count: int, stats: BatchNormStats, training: bool
+    sums: Tensor, count: int, stats: BatchNormStats, training: bool, dtype: torch.dtype | None = None
 ) -> BatchNormParamGrad:
     """See :func:`effnet_fast.reference.batch_norm_backward_finalize`."""
     partials, _, channels = sums.shape
-    grads, slopes = vector_like(sums, 2, channels), vector_like(sums, 2, channels)
-    norm, scale = stats.norm, stats.affine.scale
+    kernel = batch_norm_kernels.batch_norm_backward_finalize_kernel
     meta = config("batch_norm_backward_finalize", sums)
+    shares = float(count if training else 0)
+    return _finalize(kernel, (sums,), (shares, partials, channels), stats, dtype, meta)
+
+
+def gate_batch_norm_finalize(
+    sums: Tensor,
+    gate: Tensor | None,
+    pool_grad: Tensor | None,
+    count: int,
+    stats: BatchNormStats,
+    training: bool,
+    dtype: torch.dtype | None = None,
+) -> BatchNormParamGrad:
+    """See :func:`effnet_fast.reference.gate_batch_norm_finalize`."""
+    n, channels = sums.shape[1], sums.shape[-1]
+    parts = sums.shape[2] if sums.dim() == 4 else 1
+    kernel = batch_norm_kernels.gate_batch_norm_finalize_kernel
+    meta = config("gate_batch_norm_finalize", sums)
+    shares = float(count if training else 0)
+    return _finalize(
+        kernel, (sums, gate, pool_grad), (shares, n * parts, parts, channels), stats, dtype, meta
+    )
+
+
+def _finalize(
+    kernel: Any,
+    inputs: tuple[Tensor | None, ...],
+    scalars: tuple[Any, ...],
+    stats: BatchNormStats,
+    dtype: torch.dtype | None,
+    meta: dict[str, int],
+) -> BatchNormParamGrad:
+    mean, _, invstd, scale, _ = stats.vectors.unbind(0)
+    channels = mean.shape[0]
+    params = torch.empty((2, channels), dtype=dtype or torch.float32, device=mean.device)
+    slopes = vector_like(mean, 2, channels)
     launch(
-        batch_norm_kernels.batch_norm_backward_finalize_kernel,
+        kernel,
         ceil_div(channels, meta["BLOCK_N"]),
-        (sums, norm.invstd, scale, grads, slopes),
-        (float(count if training else 0), partials, channels),
-        reads=[sums, norm.invstd, scale],
-        writes=[grads, slopes],
+        (*inputs, invstd, scale, params, slopes),
+        scalars,
+        reads=[*inputs, invstd, scale],
+        writes=[params, slopes],
         **meta,
     )
-    return BatchNormParamGrad(grads, BatchNormGrad(scale, slopes[0], slopes[1], norm.mean))
+    b, c = slopes.unbind(0)
+    return BatchNormParamGrad(params, BatchNormGrad(scale, b, c, mean))

@@ -186,6 +186,20 @@ def batch_norm_reduce_kernel(
 
 
 @triton.jit
+def _store_backward(sum_g, sum_hat, invstd, scale, grads, slopes, count, channels, cols, col_mask):
+    """The parameters' gradients and the slopes of the input's gradient, from sums left to add over the rows."""
+    dbias = tl.sum(sum_g, 0)
+    dweight = tl.sum(sum_hat, 0)
+    a = tl.load(scale + cols, mask=col_mask, other=0.0)
+    share = tl.where(count > 0.0, -a / tl.where(count > 0.0, count, 1.0), a * 0.0)
+    b = share * tl.load(invstd + cols, mask=col_mask, other=0.0) * dweight
+    tl.store(grads + cols, dbias, mask=col_mask)
+    tl.store(grads + channels + cols, dweight, mask=col_mask)
+    tl.store(slopes + cols, b, mask=col_mask)
+    tl.store(slopes + channels + cols, share * dbias, mask=col_mask)
+
+
+@triton.jit
 def batch_norm_backward_finalize_kernel(
     sums,  # [P, 2, C]
     invstd,  # [C]
@@ -208,12 +222,47 @@ def batch_norm_backward_finalize_kernel(
         place = sums + rows[:, None].to(tl.int64) * 2 * channels + cols[None, :]
         sum_g += tl.load(place, mask=mask, other=0.0)
         sum_hat += tl.load(place + channels, mask=mask, other=0.0)
-    dbias = tl.sum(sum_g, 0)
-    dweight = tl.sum(sum_hat, 0)
-    a = tl.load(scale + cols, mask=col_mask, other=0.0)
-    share = tl.where(count > 0.0, -a / tl.where(count > 0.0, count, 1.0), a * 0.0)
-    b = share * tl.load(invstd + cols, mask=col_mask, other=0.0) * dweight
-    tl.store(grads + cols, dbias, mask=col_mask)
-    tl.store(grads + channels + cols, dweight, mask=col_mask)
-    tl.store(slopes + cols, b, mask=col_mask)
-    tl.store(slopes + channels + cols, share * dbias, mask=col_mask)
+    _store_backward(sum_g, sum_hat, invstd, scale, grads, slopes, count, channels, cols, col_mask)
+
+
+@triton.jit
+def gate_batch_norm_finalize_kernel(
+    sums,  # [5, N, P, C], see pointwise_backward
+    gate,  # [N, C] or None
+    pool_grad,  # [N, C] or None
+    invstd,  # [C]
+    scale,  # [C]
+    grads,  # [2, C]: dbias, dweight
+    slopes,  # [2, C]: b, c of BatchNormGrad
+    count,  # as above
+    rows,  # N * P
+    parts,  # P
+    channels,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """gate_batch_norm_sums and batch_norm_backward_finalize, with nothing written in between."""
+    cols = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    col_mask = cols < channels
+    # Not rows.to: of one row Triton makes a constant.
+    plane = (tl.program_id(0).to(tl.int64) * 0 + rows) * channels
+    sum_g = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    sum_hat = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    for first in range(0, rows, BLOCK_M):
+        row = first + tl.arange(0, BLOCK_M)
+        mask = (row < rows)[:, None] & col_mask[None, :]
+        s2 = sums + plane + row[:, None].to(tl.int64) * channels + cols[None, :]
+        image = (row // parts)[:, None].to(tl.int64) * channels + cols[None, :]
+        g = tl.load(s2, mask=mask, other=0.0)
+        g_hat = tl.load(s2 + plane, mask=mask, other=0.0)
+        if gate is not None:
+            s = tl.load(gate + image, mask=mask, other=0.0)
+            g = g * s
+            g_hat = g_hat * s
+        if pool_grad is not None:
+            q = tl.load(pool_grad + image, mask=mask, other=0.0)
+            g += q * tl.load(s2 + 2 * plane, mask=mask, other=0.0)
+            g_hat += q * tl.load(s2 + 3 * plane, mask=mask, other=0.0)
+        sum_g += g
+        sum_hat += g_hat
+    _store_backward(sum_g, sum_hat, invstd, scale, grads, slopes, count, channels, cols, col_mask)

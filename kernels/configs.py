@@ -108,10 +108,13 @@ TABLE: dict[str, tuple[Row, ...]] = {
     "batch_norm_fold": (("*", "*", "*", {"BLOCK_N": 256, "num_warps": 4, "num_stages": 1}),),
     "batch_norm_reduce": (("*", "*", "*", _rows(32, 64, 4)), ("*", "*", "*", _rows(64, 32, 4))),
     "batch_norm_backward_finalize": (("*", "*", "*", _rows(128, 16, 4)),),
+    # Six vectors a row instead of two.
+    "gate_batch_norm_finalize": (("*", "*", "*", _rows(64, 16, 4)),),
     "affine_pool": (("*", "*", "*", _rows(32, 64, 4)), ("*", "*", "*", _rows(64, 64, 8))),
     "affine_residual": (("*", "*", "*", _rows(32, 64, 4)), ("*", "*", "*", _rows(64, 64, 4))),
     "batch_norm_act_grad": (("*", "*", "*", _rows(32, 64, 4)), ("*", "*", "*", _rows(64, 64, 4))),
     "sum_partials": (("*", "*", "*", _rows(32, 64, 4)),),
+    "merge_weight_grads": (("*", "*", "*", _rows(32, 64, 4)),),
     "squeeze_excite_fwd": (
         ("*", "16", "*", _excite(128, 16, 4)),
         ("*", "64", "*", _excite(64, 64, 4)),

@@ -196,6 +196,21 @@ CASES: dict[str, dict[str, Case]] = {
     "batch_norm_backward_finalize": {
         "": lambda d: launchers.batch_norm_backward_finalize(_table(99, 2, 144), 784, _STATS, True)
     },
+    "gate_batch_norm_finalize": {
+        "": lambda d: launchers.gate_batch_norm_finalize(
+            torch.empty(5, _N, 9, 144, device="meta"), *[_table(_N, 144)] * 2, 784, _STATS, True
+        )
+    },
+    "merge_weight_grads": {
+        "": lambda d: launchers.merge_weight_grads(
+            [
+                _table(99, 144 * 24)[:, None],
+                torch.empty(99, 25, 144, device="meta"),
+                _table(99, 24 * 144)[:, None],
+            ],
+            [_weight(d, 144, 24), _weight(d, 144, 1, 5, 5), _weight(d, 24, 144)],
+        )
+    },
     "sum_partials": {"": lambda d: launchers.affine_pool(_image(144, 56, d), None)},
     "squeeze_excite_fwd": {"": lambda d: _excite(False, 10)},
     "squeeze_excite_bwd": {"": lambda d: _excite(True, 10)},

@@ -88,11 +88,13 @@ def depthwise_backward(
     residual_grad: Tensor | None = None,
     need_dx: bool = True,
     need_dw: bool = True,
+    parts: bool = False,
 ) -> ConvGrad:
     """See :func:`effnet_fast.reference.depthwise_backward`; one kernel per gradient."""
     need_dx = need_dx or in_affine is not None
     if x.numel() == 0 or dy.numel() == 0:
-        return _empty_backward(x, weight, in_affine is not None, residual_grad, need_dx, need_dw)
+        empty = _empty_backward(x, weight, in_affine is not None, residual_grad, need_dx, need_dw)
+        return empty._replace(dweight=empty.dweight.view(1, 1, -1)) if parts and need_dw else empty
     z = z if grad is not None or act != "none" else None
     act = act if z is not None else "none"
     # Each kernel takes these in this order.
@@ -100,7 +102,8 @@ def depthwise_backward(
     options = {"K": weight.shape[-1], "STRIDE": stride, "ACT": act, "IN_ACT": in_act}
     dweight = None
     if need_dw:
-        dweight = _weight_grad(dy, z, x, weight, padding, incoming, in_affine or (None, None), options)
+        rows = _weight_grad(dy, z, x, weight, padding, incoming, in_affine or (None, None), options)
+        dweight = rows if parts else sum_partials(rows.view(1, -1, weight.numel())).view(weight.shape)
     dx = sums = None
     if need_dx:
         n, channels, height, width = x.shape
@@ -148,7 +151,7 @@ def _weight_grad(
     out_height, out_width = dy.shape[2:]
     # A program per row of taps.
     plan = plan_rows(n, out_height * out_width, meta["BLOCK_M"], per_column(tiles * kernel))
-    partial = vector_like(x, plan.groups, channels * kernel * kernel)
+    partial = vector_like(x, plan.groups, 1, channels * kernel * kernel)
     launch(
         depthwise_kernels.depthwise_wgrad_kernel,
         plan.groups * tiles * kernel,
@@ -160,7 +163,7 @@ def _weight_grad(
         **meta,
         TAPS=1 << (kernel - 1).bit_length(),
     )
-    return sum_partials(partial[None]).view(weight.shape)
+    return partial
 
 
 def _empty_backward(

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .. import traffic, tuning
 from ..errors import EffnetFastError
+from ..replay import recorder, unseen
 from ..traffic import record
 from ..types import Affine, RunningNorm
 from . import capture, elementwise_kernels
@@ -116,6 +117,7 @@ class Prepared:
     def _launch(self, device: int, tensors: Sequence[Tensor | None]) -> None:
         if device < 0 or not is_short():
             self._launch_by_triton(tensors)
+            _witnessed(self, tensors, None)
             return
         key: list[Any] = [device]
         addresses = 0
@@ -127,17 +129,24 @@ class Prepared:
                 addresses |= t.data_ptr()
         if addresses % 16:
             key += [t is not None and t.data_ptr() % 16 != 0 for t in tensors]
-        found = self._compiled.get(tuple(key))
+        whole = tuple(key)
+        found = self._compiled.get(whole)
         if found is None:
             compiled = self._launch_by_triton(tensors)
             # Triton's launchers take every parameter in order and skip the constants it compiled in.
             constants = (None,) * (len(self.kernel.arg_names) - len(tensors) - len(self.scalars))
             start = (compiled.run, compiled.function, compiled.packed_metadata)
-            self._compiled[tuple(key)] = (*start, (*self.scalars, *constants))
+            self._compiled[whole] = (*start, (*self.scalars, *constants))
+            _witnessed(self, tensors, self._compiled[whole])
             return
         run, function, metadata, rest = found
         stream = torch._C._cuda_getCurrentRawStream(device)
         run(self.programs, 1, 1, stream, function, metadata, None, None, None, *tensors, *rest)
+        _witnessed(self, tensors, found)
+
+    def repeat(self, tensors: Sequence[Tensor | None]) -> None:
+        """The launch alone, for :mod:`effnet_fast.replay`."""
+        self._launch(-1, tensors)
 
     def _launch_by_triton(self, tensors: Sequence[Tensor | None]) -> Any:
         arguments, options, grid = (*tensors, *self.scalars), {**self.meta, **_COMPILER}, (self.programs,)
@@ -145,7 +154,14 @@ class Prepared:
             with capture.loading():
                 # Asking for what launches it loads the kernel.
                 _ = self.kernel.warmup(*arguments, grid=grid, **options).run
-        return self.kernel[grid](*arguments, **options)
+        with unseen():
+            return self.kernel[grid](*arguments, **options)
+
+
+def _witnessed(launch: Prepared, tensors: Sequence[Tensor | None], compiled: tuple[Any, ...] | None) -> None:
+    witness = recorder()
+    if witness is not None:
+        witness.launched(launch, tensors, compiled)
 
 
 def is_short() -> bool:
@@ -159,6 +175,11 @@ def is_short() -> bool:
         if getattr(hook, "calls", hook):
             return False
     return True
+
+
+def may_repeat() -> bool:
+    """Whether launches may be made again without their launchers; Triton's own, where none are short, may."""
+    return not is_watched() and (_runtime is None or is_short())
 
 
 def is_watched() -> bool:

@@ -137,6 +137,7 @@ def pointwise_backward(
     residual_grad: Tensor | None = None,
     need_dx: bool = True,
     need_dw: bool = True,
+    parts: bool = False,
 ) -> ConvGrad:
     """See :func:`effnet_fast.reference.pointwise_backward`.
 
@@ -150,6 +151,7 @@ def pointwise_backward(
     if x.numel() == 0 or dy.numel() == 0:
         sums = x.new_zeros((5, n, cin), dtype=torch.float32) if with_sums else None
         dweight = x.new_zeros((cout, cin), dtype=torch.float32) if need_dw else None
+        dweight = dweight.view(1, 1, -1) if parts and dweight is not None else dweight
         return ConvGrad(None if dx is None else dx.zero_(), dweight, sums)
     z = None if grad is None else z
     # Each kernel takes what it needs of these, in this order.
@@ -179,7 +181,7 @@ def pointwise_backward(
             **options,
             **merged,
         )
-        return ConvGrad(dx, _merge_weight(partial), _merge_sums(sums, n, cin))
+        return ConvGrad(dx, _merge_weight(partial, parts), _merge_sums(sums, n, cin, parts))
 
     if need_dw:
         meta = config("pointwise_wgrad", x, cin)
@@ -198,7 +200,7 @@ def pointwise_backward(
             **options,
             **meta,
         )
-        dweight = _merge_weight(partial)
+        dweight = _merge_weight(partial, parts)
     if need_dx:
         meta = config("pointwise_dgrad", x, cin)
         tiles = ceil_div(cin, meta["BLOCK_N"])
@@ -217,7 +219,7 @@ def pointwise_backward(
             **options,
             **meta,
         )
-    return ConvGrad(dx, dweight, _merge_sums(sums, n, cin))
+    return ConvGrad(dx, dweight, _merge_sums(sums, n, cin, parts))
 
 
 def _segments(n: int, area: int, by_image: bool) -> tuple[int, int]:
@@ -245,12 +247,15 @@ def _outputs(
     return sums, vector_like(x, plan.groups, cout, cin) if with_weight else None
 
 
-def _merge_sums(sums: Tensor | None, n: int, cin: int) -> Tensor | None:
-    return None if sums is None else sum_partials(sums.view(5 * n, -1, cin)).view(5, n, cin)
+def _merge_sums(sums: Tensor | None, n: int, cin: int, parts: bool) -> Tensor | None:
+    if sums is None or parts:
+        return sums
+    return sum_partials(sums.view(5 * n, -1, cin)).view(5, n, cin)
 
 
-def _merge_weight(partial: Tensor | None) -> Tensor | None:
+def _merge_weight(partial: Tensor | None, parts: bool) -> Tensor | None:
     if partial is None:
         return None
     groups, cout, cin = partial.shape
-    return sum_partials(partial.view(1, groups, cout * cin)).view(cout, cin)
+    rows = partial.view(groups, 1, cout * cin) if parts else partial.view(1, groups, cout * cin)
+    return rows if parts else sum_partials(rows).view(cout, cin)

@@ -29,7 +29,9 @@ OPS = frozenset(
         "channel_stats",
         "depthwise",
         "depthwise_backward",
+        "gate_batch_norm_finalize",
         "gate_batch_norm_sums",
+        "merge_weight_grads",
         "pointwise",
         "pointwise_backward",
         "squeeze_excite",
@@ -90,12 +92,13 @@ def dot_options(x: Tensor) -> dict[str, Any]:
     interpreter alone, whose bfloat16 dot multiplies raw bits.
     """
     precision = "ieee"
-    if x.dtype == torch.float32 and x.is_cuda and _tf32_allowed():
+    if x.dtype == torch.float32 and x.is_cuda and tf32_allowed():
         precision = "tf32"
     return {"PRECISION": precision, "UPCAST": INTERPRET and x.dtype == torch.bfloat16, "INTERPRET": INTERPRET}
 
 
-def _tf32_allowed() -> bool:
+def tf32_allowed() -> bool:
+    """Whether float32 products may be rounded to TF32: the setting for convolutions."""
     cudnn = torch.backends.cudnn
     for holder in (getattr(cudnn, "conv", None), cudnn, torch.backends):
         setting = getattr(holder, "fp32_precision", None)

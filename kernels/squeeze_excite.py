@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..types import SqueezeExciteGrad
 from . import squeeze_excite_kernels
-from .launch import config, launch, vector_like
+from .launch import config, launch, sum_partials, vector_like
 from .runtime import ceil_div
 
 
@@ -51,9 +51,11 @@ def squeeze_excite_backward(
     b2: Tensor | None,
     act: str = "silu",
     gate_act: str = "sigmoid",
+    area: int = 1,
 ) -> SqueezeExciteGrad:
     """See :func:`effnet_fast.reference.squeeze_excite_backward`; a hidden layer of up to 1024."""
     n, channels = pooled.shape
+    parts = dgate.shape[1] if dgate.dim() == 3 else 1
     hidden = w1.shape[0]
     dpooled = torch.empty_like(pooled)
     dw1, dw2 = vector_like(pooled, hidden, channels), vector_like(pooled, channels, hidden)
@@ -66,7 +68,7 @@ def squeeze_excite_backward(
             squeeze_excite_kernels.squeeze_excite_bwd_kernel,
             n,
             (dgate, pooled, w1, b1, w2, b2, dpooled, dn2, dn1, h),
-            (channels, hidden),
+            (parts, 1.0 / area, channels, hidden),
             reads=[dgate, pooled, w1, b1, w2, b2],
             writes=[dpooled, dn2, dn1, h],
             ACT=act,
@@ -90,7 +92,9 @@ def squeeze_excite_backward(
 
 def gate_batch_norm_sums(sums: Tensor, gate: Tensor | None, pool_grad: Tensor | None) -> Tensor:
     """See :func:`effnet_fast.reference.gate_batch_norm_sums`."""
-    _, n, channels = sums.shape
+    n, channels = sums.shape[1], sums.shape[-1]
+    if sums.dim() == 4:
+        sums = sum_partials(sums.view(5 * n, -1, channels)).view(5, n, channels)
     out = vector_like(sums, n, 2, channels)
     if out.numel() == 0:
         return out

@@ -97,7 +97,7 @@ def squeeze_excite_fwd_kernel(
 
 @triton.jit
 def squeeze_excite_bwd_kernel(
-    dgate,  # [N, C]
+    dgate,  # [N, P, C], to be summed over P
     pooled,  # [N, C]
     w1,  # [R, C]
     b1,  # [R] or None
@@ -107,6 +107,8 @@ def squeeze_excite_bwd_kernel(
     dn2,  # [N, C] gradient of the gate's pre-activation
     dn1,  # [N, R] gradient of the hidden layer's pre-activation
     h_out,  # [N, R] the hidden layer
+    parts,  # P
+    pool_factor,  # that dpooled is multiplied by
     channels,
     hidden,
     ACT: tl.constexpr,
@@ -127,7 +129,10 @@ def squeeze_excite_bwd_kernel(
         w = tl.load(w2 + c[:, None] * hidden + r[None, :], mask=c_mask[:, None] & r_mask[None, :], other=0.0)
         w = w.to(tl.float32)
         n2 = _output_layer(h, w, b2, hidden, c, c_mask, r)
-        g = tl.load(dgate + image * channels + c, mask=c_mask, other=0.0) * activation_grad(n2, GATE_ACT)
+        g = tl.zeros([BLOCK_C], tl.float32)
+        for part in range(parts):
+            g += tl.load(dgate + (image * parts + part) * channels + c, mask=c_mask, other=0.0)
+        g = g * activation_grad(n2, GATE_ACT)
         tl.store(dn2 + image * channels + c, g, mask=c_mask)
         dh += w * g[:, None]
     g1 = tl.sum(dh, 0) * activation_grad(n1, ACT)
@@ -140,7 +145,8 @@ def squeeze_excite_bwd_kernel(
         w = tl.load(
             w1 + r[:, None] * channels + c[None, :], mask=r_mask[:, None] & c_mask[None, :], other=0.0
         )
-        tl.store(dpooled + image * channels + c, tl.sum(w.to(tl.float32) * g1[:, None], 0), mask=c_mask)
+        mean_grad = tl.sum(w.to(tl.float32) * g1[:, None], 0) * pool_factor
+        tl.store(dpooled + image * channels + c, mean_grad, mask=c_mask)
 
 
 @triton.jit

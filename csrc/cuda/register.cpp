@@ -66,7 +66,8 @@ std::tuple<Tensor, Tensor, Tensor> depthwise_backward_op(
     const OptionalTensor& gate, const OptionalTensor& pool_grad, const OptionalTensor& grad_a,
     const OptionalTensor& grad_b, const OptionalTensor& grad_c, const OptionalTensor& grad_mean,
     const OptionalTensor& in_scale, const OptionalTensor& in_shift, int64_t in_act, const OptionalTensor& in_mean,
-    const OptionalTensor& in_invstd, const OptionalTensor& residual_grad, bool need_dx, bool need_dw, int64_t plan) {
+    const OptionalTensor& in_invstd, const OptionalTensor& residual_grad, bool need_dx, bool need_dw, int64_t plan,
+    bool merge) {
   const Checks checks("depthwise_backward", x);
   const StorageType type = checks.storage(x, "x");
   DepthwiseBackwardParams p{};
@@ -98,8 +99,9 @@ std::tuple<Tensor, Tensor, Tensor> depthwise_backward_op(
   const DeviceGuard guard(x.get_device_index());
   const int64_t taps = static_cast<int64_t>(s.kernel) * s.kernel;
   Tensor dx = need_dx ? new_activations(x, shape_of(x)) : new_vector(x, {0});
-  Tensor dweight = new_vector(x, need_dw ? Shape{s.channels, 1, s.kernel, s.kernel} : Shape{0});
+  const Shape merged = {s.channels, 1, s.kernel, s.kernel};
   if (x.numel() == 0 || !(need_dx || need_dw)) {
+    Tensor dweight = new_vector(x, !need_dw ? Shape{0} : merge ? merged : Shape{1, taps, s.channels});
     return {dx, torch::stable::fill_(dweight, 0.0), new_vector(x, {0, 2, s.channels})};
   }
 
@@ -117,7 +119,9 @@ std::tuple<Tensor, Tensor, Tensor> depthwise_backward_op(
   p.sums = sums ? floats(sum_rows) : nullptr;
   const cudaStream_t stream = current_stream(x);
   STD_CUDA_CHECK(depthwise_backward(p, type, stream));
-  if (need_dw) STD_CUDA_CHECK(merge_rows(p.dweight, floats(dweight), rows, taps, s.channels, stream));
+  if (!need_dw || !merge) return {dx, partials, sum_rows};
+  Tensor dweight = new_vector(x, merged);
+  STD_CUDA_CHECK(merge_rows(p.dweight, floats(dweight), rows, taps, s.channels, stream));
   return {dx, dweight, sum_rows};
 }
 
@@ -164,13 +168,16 @@ Tensor squeeze_excite_op(const Tensor& pooled, const Tensor& w1, const OptionalT
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> squeeze_excite_backward_op(
     const Tensor& dgate, const Tensor& pooled, const Tensor& w1, const OptionalTensor& b1, const Tensor& w2,
-    const OptionalTensor& b2, int64_t act, int64_t gate_act) {
+    const OptionalTensor& b2, int64_t act, int64_t gate_act, int64_t area) {
   const Checks checks("squeeze_excite_backward", pooled);
   SqueezeExciteBackwardParams p{};
   p.forward = squeeze_excite_params(checks, pooled, w1, b1, w2, b2, act, gate_act);
   if (pooled.dim() != 2) checks.fail("pooled", "2 dimensions", to_text(shape_of(pooled)));
   const StorageType type = checks.storage(w1, "w1");
-  checks.contiguous(dgate, "dgate", ScalarType::Float, shape_of(pooled));
+  const bool parts = dgate.dim() == 3;
+  const Shape dgate_shape = parts ? Shape{pooled.size(0), dgate.size(1), pooled.size(1)} : shape_of(pooled);
+  checks.contiguous(dgate, "dgate", ScalarType::Float, dgate_shape);
+  if (area < 1) checks.fail("area", "a number of pixels", std::to_string(area));
   const int64_t images = p.forward.images, channels = p.forward.channels, reduced = p.forward.reduced;
 
   const DeviceGuard guard(pooled.get_device_index());
@@ -183,6 +190,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> squeeze_excite_backward_op(
   }
   Tensor hidden = new_vector(pooled, {2, images, reduced}), dn2 = new_vector(pooled, {images, channels});
   p.dgate = static_cast<const float*>(dgate.const_data_ptr());
+  p.dgate_parts = parts ? checks.size(dgate.size(1), "dgate") : 1;
+  p.pool_factor = 1.0f / static_cast<float>(area);
   p.dpooled = floats(dpooled);
   p.dw1 = floats(dw1);
   p.db1 = b1.has_value() ? floats(db1) : nullptr;

@@ -27,12 +27,14 @@ struct SqueezeExciteParams {
 
 struct SqueezeExciteBackwardParams {
   SqueezeExciteParams forward;  // gate unused
-  const float* dgate;           // [images, channels]
-  float* dpooled;               // [images, channels]
-  float* dw1;                   // [reduced, channels]
-  float* db1;                   // [reduced] or null
-  float* dw2;                   // [channels, reduced]
-  float* db2;                   // [channels] or null
+  const float* dgate;           // [images, dgate_parts, channels], to be summed over the parts
+  int dgate_parts;
+  float pool_factor;  // of dpooled
+  float* dpooled;     // [images, channels]
+  float* dw1;         // [reduced, channels]
+  float* db1;         // [reduced] or null
+  float* dw2;         // [channels, reduced]
+  float* db2;         // [channels] or null
   // Between the two halves of the kernel.
   float* hidden;  // [images, reduced], act(n1)
   float* dn1;     // [images, reduced]

@@ -69,9 +69,17 @@ __device__ void squeeze_excite_bwd_image(const SqueezeExciteBackwardParams& p, i
                                        p.hidden[hidden_row + r] = hidden[r];
                                      });
   __syncthreads();
+  // Summed here, so that the threads' loads are neighbours; pooled has served.
+  for (int c = threadIdx.x; c < f.channels; c += blockDim.x) {
+    float sum = 0.0f;
+#pragma unroll 8
+    for (int part = 0; part < p.dgate_parts; ++part) sum += p.dgate[row * p.dgate_parts + part * f.channels + c];
+    pooled[c] = sum;
+  }
+  __syncthreads();
   fully_connected<kSecondLanes, 1, 1>(w2, static_cast<const Weight*>(f.b2), hidden, f.channels, f.reduced,
                                       [&](int, int c, float n) {
-                                        dn2[c] = p.dgate[row + c] * activate_grad_by_name(n, f.gate_act);
+                                        dn2[c] = pooled[c] * activate_grad_by_name(n, f.gate_act);
                                         p.dn2[row + c] = dn2[c];
                                       });
   __syncthreads();
@@ -81,7 +89,7 @@ __device__ void squeeze_excite_bwd_image(const SqueezeExciteBackwardParams& p, i
     p.dn1[hidden_row + r] = n1[r];
   });
   transposed_product(w1, n1, f.reduced, f.channels, scratch,
-                     [&](int c, float dpooled) { p.dpooled[row + c] = dpooled; });
+                     [&](int c, float dpooled) { p.dpooled[row + c] = dpooled * p.pool_factor; });
 }
 
 // One tile of sum over images of u[n, r] * v[n, c]: images are divided among the warps, whose sums are added in order.

@@ -50,6 +50,7 @@ def depthwise_backward(
     residual_grad: Tensor | None = None,
     need_dx: bool = True,
     need_dw: bool = True,
+    parts: bool = False,
 ) -> ConvGrad:
     """As :func:`effnet_fast.reference.depthwise_backward`, one pass; fp32 and bf16."""
     dx, dweight, sums = kernels().depthwise_backward(
@@ -59,4 +60,6 @@ def depthwise_backward(
         *(residual_grad, need_dx, need_dw, -1),
     )
     writes_dx = need_dx or in_affine is not None
+    if need_dw and parts:
+        dweight = dweight.view(1, 1, -1)
     return ConvGrad(dx if writes_dx else None, dweight if need_dw else None, sums if in_affine else None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cache
 from types import SimpleNamespace
 
+import torch
 from torch import Tensor
 
 from .. import native
@@ -37,15 +38,20 @@ def kernels() -> SimpleNamespace:
     return SimpleNamespace(**{name: getattr(native.ops(), name).default for name in names})
 
 
+def wide(vector: Tensor | None) -> Tensor | None:
+    """The native functions take vectors in fp32 alone."""
+    return None if vector is None else vector.to(torch.float32)
+
+
 def scale_and_shift(affine: Affine | RunningNorm | None) -> tuple[Tensor | None, Tensor | None]:
     """The two vectors of an affine, fp32; a BatchNorm is folded."""
     if not isinstance(affine, RunningNorm):
         return affine or (None, None)
-    wide = (None if t is None else t.float() for t in affine[:4])
-    vectors = kernels().batch_norm_fold(*wide, affine.eps)
+    vectors = kernels().batch_norm_fold(*map(wide, affine[:4]), affine.eps)
     return vectors[3], vectors[4]
 
 
 def per_channel(row_scale: Tensor | None, channels: int) -> Tensor | None:
     """[N] -> [N, C], the kernel's multiplier."""
+    row_scale = wide(row_scale)
     return None if row_scale is None else row_scale[:, None].expand(-1, channels)

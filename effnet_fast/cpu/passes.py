@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..types import Affine, BatchNormGrad, Norm, RunningNorm
-from .entry_points import NUMBER, kernels, per_channel, scale_and_shift
+from .entry_points import NUMBER, kernels, per_channel, scale_and_shift, wide
 
 
 def affine_pool(z: Tensor, affine: Affine | None, act: str = "none") -> Tensor:
@@ -38,7 +38,7 @@ def batch_norm_reduce(
 ) -> Tensor:
     """As :func:`effnet_fast.reference.batch_norm_reduce`; fp32 and bf16."""
     scale, shift = affine or (None, None)
-    return kernels().batch_norm_reduce(dy, z, *norm, row_scale, scale, shift, NUMBER[act])
+    return kernels().batch_norm_reduce(dy, z, *norm, wide(row_scale), scale, shift, NUMBER[act])
 
 
 def batch_norm_act_grad(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..types import Affine, BatchNormGrad, ConvGrad, ConvOut, Norm, RunningNorm
-from .entry_points import NUMBER, kernels, per_channel, scale_and_shift
+from .entry_points import NUMBER, kernels, per_channel, scale_and_shift, wide
 
 # Of the widest tensor, per group of images.
 _GROUP_BYTES = 1 << 21
@@ -76,6 +76,7 @@ def pointwise_backward(
     residual_grad: Tensor | None = None,
     need_dx: bool = True,
     need_dw: bool = True,
+    parts: bool = False,
 ) -> ConvGrad:
     """As :func:`effnet_fast.reference.pointwise_backward`; fp32 and bf16.
 
@@ -87,10 +88,18 @@ def pointwise_backward(
         dx, dweight, sums = kernels().pointwise_backward(
             *(dy, x, weight),
             *((z, *grad) if z is not None and grad is not None else (None,) * 5),
-            *(row_scale, *(in_affine or (None, None)), NUMBER[in_act], *(in_norm or (None, None)), gate),
+            *(
+                wide(row_scale),
+                *(in_affine or (None, None)),
+                NUMBER[in_act],
+                *(in_norm or (None, None)),
+                gate,
+            ),
             *(residual_grad if in_affine is None else None, need_dx, need_dw),
         )
         writes_dx = need_dx or in_affine is not None
+        if parts:
+            dweight = dweight.view(1, 1, -1)
         return ConvGrad(dx if writes_dx else None, dweight if need_dw else None, sums if in_affine else None)
     n, channels = x.shape[:2]
     x, dy = _nhwc(x), _nhwc(dy)
@@ -121,6 +130,8 @@ def pointwise_backward(
             a = _activation(here, None, in_act, row_gate)
         if dweight is not None:
             _accumulate(dweight, _rows(dz).t(), _rows(a))
+    if parts and dweight is not None:
+        dweight = dweight.view(1, 1, -1)
     return ConvGrad(dx, dweight, sums)
 
 
@@ -163,7 +174,7 @@ def _activation(x: Tensor, affine: Affine | None, act: str, gate: Tensor | None)
 def _input_grad(
     dy: Tensor, z: Tensor | None, grad: BatchNormGrad | None, row_scale: Tensor | None, images: slice
 ) -> Tensor:
-    scale = None if row_scale is None else row_scale[images]
+    scale = None if row_scale is None else wide(row_scale[images])
     if z is not None and grad is not None:
         return kernels().batch_norm_input_grad(dy, z[images], *grad, scale, None, None, NUMBER["none"])
     return _activation(dy, None, "none", per_channel(scale, dy.shape[1]))

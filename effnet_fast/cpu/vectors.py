@@ -13,14 +13,14 @@ from ..types import (
     SqueezeExciteGrad,
     move_running,
 )
-from .entry_points import NUMBER, kernels
+from .entry_points import NUMBER, kernels, wide
 
 
 def batch_norm_fold(
     weight: Tensor | None, bias: Tensor | None, mean: Tensor, var: Tensor, eps: float
 ) -> BatchNormStats:
     """As :func:`effnet_fast.reference.batch_norm_fold`; any dtype."""
-    return BatchNormStats(kernels().batch_norm_fold(*map(_wide, (weight, bias, mean, var)), eps))
+    return BatchNormStats(kernels().batch_norm_fold(*map(wide, (weight, bias, mean, var)), eps))
 
 
 def batch_norm_finalize(
@@ -32,30 +32,39 @@ def batch_norm_finalize(
     count: int = 0,
 ) -> BatchNormStats:
     """As :func:`effnet_fast.reference.batch_norm_finalize`; the parts merged in double."""
-    out = BatchNormStats(kernels().batch_norm_finalize(stats, _wide(weight), _wide(bias), eps))
+    out = BatchNormStats(kernels().batch_norm_finalize(stats, wide(weight), wide(bias), eps))
     if running is not None:
         move_running(running, out, count)
     return out
 
 
-def _wide(vector: Tensor | None) -> Tensor | None:
-    """The native functions take fp32 vectors."""
-    return None if vector is None else vector.to(torch.float32)
-
-
 def batch_norm_backward_finalize(
-    sums: Tensor, count: int, stats: BatchNormStats, training: bool
+    sums: Tensor, count: int, stats: BatchNormStats, training: bool, dtype: torch.dtype | None = None
 ) -> BatchNormParamGrad:
     """As :func:`effnet_fast.reference.batch_norm_backward_finalize`; fp32 vectors, the parts merged in double."""
     vectors = stats.vectors
     params, formula = kernels().batch_norm_backward_finalize(sums, count, vectors, training)
     b, c = formula.unbind(0)
-    return BatchNormParamGrad(params, BatchNormGrad(vectors[3], b, c, vectors[0]))
+    return BatchNormParamGrad(params.to(dtype or params.dtype), BatchNormGrad(vectors[3], b, c, vectors[0]))
 
 
 def gate_batch_norm_sums(sums: Tensor, gate: Tensor | None, pool_grad: Tensor | None) -> Tensor:
     """As :func:`effnet_fast.reference.gate_batch_norm_sums`; fp32 vectors."""
     return kernels().gate_batch_norm_sums(sums, gate, pool_grad)
+
+
+def gate_batch_norm_finalize(
+    sums: Tensor,
+    gate: Tensor | None,
+    pool_grad: Tensor | None,
+    count: int,
+    stats: BatchNormStats,
+    training: bool,
+    dtype: torch.dtype | None = None,
+) -> BatchNormParamGrad:
+    """As :func:`effnet_fast.reference.gate_batch_norm_finalize`; fp32 vectors."""
+    rows = gate_batch_norm_sums(sums, gate, pool_grad)
+    return batch_norm_backward_finalize(rows, count, stats, training, dtype)
 
 
 def squeeze_excite(
@@ -83,6 +92,7 @@ def squeeze_excite_backward(
     b2: Tensor | None,
     act: str = "silu",
     gate_act: str = "sigmoid",
+    area: int = 1,
 ) -> SqueezeExciteGrad:
     """As :func:`effnet_fast.reference.squeeze_excite_backward`; ``pooled`` fp32, weights fp32 or bf16."""
     w2 = w2.to(w1.dtype)
@@ -91,4 +101,5 @@ def squeeze_excite_backward(
     dpooled, dw1, db1, dw2, db2 = kernels().squeeze_excite_backward(
         dgate, pooled, w1, bias1, w2, bias2, NUMBER[act], NUMBER[gate_act]
     )
+    dpooled = dpooled if area == 1 else dpooled.div_(area)
     return SqueezeExciteGrad(dpooled, dw1, None if b1 is None else db1, dw2, None if b2 is None else db2)

@@ -131,11 +131,13 @@ def _check_count(parts: MBConvParts, x: Tensor, padding: tuple[int, int, int, in
         raise UnsupportedBlockError("one value per channel")
 
 
-def norm_of(bn: nn.BatchNorm2d, wide: torch.dtype) -> BatchNorm:
-    """The module's vectors in the accumulation dtype."""
+def norm_of(bn: nn.BatchNorm2d, wide: torch.dtype | None) -> BatchNorm:
+    """The module's vectors, in the dtype ``wide`` or as they are."""
     batch = batch_statistics(bn)
     vectors = (bn.weight, bn.bias, None if batch else bn.running_mean, None if batch else bn.running_var)
-    return BatchNorm(*(None if t is None else t.to(wide) for t in vectors), bn.eps, batch, group_of(bn))
+    return BatchNorm(
+        *(t if t is None or wide is None else t.to(wide) for t in vectors), bn.eps, batch, group_of(bn)
+    )
 
 
 def running_norm_of(bn: nn.BatchNorm2d, vectors: list[Tensor | None]) -> BatchNorm:
@@ -176,23 +178,16 @@ def _run_prepared(
     return cuda_block.run(cuda_block.key(x, settings, eps), x, [t for t in flat if t is not None])
 
 
-def _weights(parts: MBConvParts, dtype: torch.dtype) -> Weights:
-    wide = accumulation_dtype(dtype)
-
-    def norm(part: ConvBN | None) -> BatchNorm | None:
-        return None if part is None else norm_of(part.bn, wide)
-
-    def matrix(part: ConvBN | None) -> Tensor | None:
-        return None if part is None else part.conv.weight.to(dtype)
-
-    se = parts.squeeze_excite
+def _training_weights(parts: MBConvParts) -> Weights:
+    """The modules' own tensors: the op rounds the weights itself, and makes each gradient in its own dtype."""
+    expand, depthwise, project, se = parts.expand, parts.depthwise, parts.project, parts.squeeze_excite
     layers: tuple[Tensor | None, ...] = (None,) * 4
     if se is not None:
         layers = (se.fc1.weight, se.fc1.bias, se.fc2.weight, se.fc2.bias)
     return Weights(
-        *(matrix(parts.expand), norm(parts.expand)),
-        *(parts.depthwise.conv.weight.to(dtype), norm(parts.depthwise)),  # type: ignore[arg-type]
-        *(matrix(parts.project), norm(parts.project)),  # type: ignore[arg-type]
+        *((None, None) if expand is None else (expand.conv.weight, norm_of(expand.bn, None))),
+        *(depthwise.conv.weight, norm_of(depthwise.bn, None)),
+        *(project.conv.weight, norm_of(project.bn, None)),
         *layers,
     )
 
@@ -232,10 +227,12 @@ def run(parts: MBConvParts, x: Tensor) -> Tensor:
     plan(parts, x.device, dtype, training)
     _check_count(parts, x, padding, training)
     x = x.to(dtype)
-    weights = _weights(parts, dtype) if training else _inference_weights(parts, flat, dtype)
+    weights = _training_weights(parts) if training else _inference_weights(parts, flat, dtype)
     row_scale = None
     if parts.row_scale is not None and parts.residual:
-        row_scale = parts.row_scale(x).flatten().to(accumulation_dtype(dtype))
+        row_scale = parts.row_scale(x).flatten()
+        if not training:
+            row_scale = row_scale.to(accumulation_dtype(dtype))
     check_input(x, weights)
     running = tuple(
         None if part is None else running_of(part.bn)

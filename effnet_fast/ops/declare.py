@@ -10,13 +10,17 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.autograd.graph import increment_version
 
-from .. import dispatch
+from .. import dispatch, replay
 from ..types import Running
 from .double_backward import Originals, reference_gradients
 
-#: Tensors that nobody watches: of a subclass (fake, functional, distributed tensors) the dispatcher has to know.
-_PLAIN = frozenset((Tensor, torch.nn.Parameter))
+#: Arguments that nobody watches: of a subclass (fake, functional, distributed tensors) the dispatcher has to know, and
+#: symbolic numbers are somebody's who traces.
+_PLAIN = frozenset(
+    (Tensor, torch.nn.Parameter, type(None), bool, int, float, str, list, tuple, torch.Size, torch.dtype)
+)
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -49,12 +53,12 @@ def is_plain(args: tuple[Any, ...]) -> bool:
 
     Then the dispatcher has nothing to add to an op but time, which with thirty arguments is half a millisecond.
     """
-    return is_unwatched() and all(type(a) in _PLAIN and not a.is_meta for a in args if isinstance(a, Tensor))
+    return is_unwatched() and _PLAIN.issuperset(map(type, args)) and not args[0].is_meta
 
 
 def are_plain(tensors: list[Tensor]) -> bool:
     """:func:`is_plain` for a list of tensors, in a tenth of the time: in inference it is most of a block's."""
-    return is_unwatched() and set(map(type, tensors)) <= _PLAIN and not tensors[0].is_meta
+    return is_plain(tuple(tensors))
 
 
 def is_unwatched() -> bool:
@@ -79,8 +83,9 @@ class KernelOp:
     Both ways run the same body and, once :func:`differentiable`, the same backward.
     """
 
-    def __init__(self, name: str, body: Callable[..., Any]) -> None:
+    def __init__(self, name: str, body: Callable[..., Any], repeated: bool) -> None:
         self._body = shielded(body)
+        self._plain_body = shielded(_repeating(body)) if repeated else self._body
         # What is moved in place is no part of the op, which is functional.
         signature = inspect.signature(body, eval_str=True)
         kept = [p for p in signature.parameters.values() if p.name != "running"]
@@ -108,24 +113,27 @@ class KernelOp:
         """The op's outputs, and whether its body has moved ``running`` too: called plainly it may."""
         buffers = [t for r in running if r is not None for t in r.tensors]
         if is_plain((*args, *buffers)):
-            return self._plainly((*args, running)), True
+            output = self._plainly((*args, running))
+            # Kernels write unseen by autograd. It is told of the count and not of the statistics, as by nn.BatchNorm2d.
+            increment_version([r.batches for r in running if r is not None and r.batches is not None])
+            return output, True
         return self(*args), False
 
     def _plainly(self, args: tuple[Any, ...]) -> Any:
         if not torch.is_grad_enabled():
-            return self._body(*args)
+            return self._plain_body(*args)
         if self._function is not None:
             return self._function.apply(*args)
         if any(isinstance(a, Tensor) and a.requires_grad for a in args):
             return self.op(*args)
-        return self._body(*args)
+        return self._plain_body(*args)
 
     def register_fake(self, fake: Callable[..., Any]) -> Callable[..., Any]:
         return self.op.register_fake(fake)
 
     def register_autograd(self, backward: Callable[..., Any], setup_context: Callable[..., None]) -> None:
         self.op.register_autograd(backward, setup_context=setup_context)
-        body = self._body
+        body = self._plain_body
 
         def forward(ctx: Any, *args: Any) -> Any:
             output = body(*args)
@@ -153,14 +161,25 @@ def shielded(body: Callable[..., Any]) -> Callable[..., Any]:
     return without_autocast
 
 
-def kernel_op(name: str) -> Callable[[Callable[..., Any]], KernelOp]:
+def _repeating(body: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(body)
+    def repeating(*args: Any) -> Any:
+        return replay.repeat(body, args)
+
+    return repeating
+
+
+def kernel_op(name: str, *, repeated: bool = False) -> Callable[[Callable[..., Any]], KernelOp]:
     """Declare ``effnet_fast::name``, a functional op whose body runs with autocast off.
 
     An op's tensors already have the dtypes it computes in. Without the shield, autocast would reach into the
     PyTorch calls of the reference and cpu backends and round what has to stay fp32; registering an autocast rule
     instead would fix one dtype for ever and cast BatchNorm's fp32 vectors too.
+
+    Args:
+        repeated: called plainly, the op is recorded and launched again (:mod:`effnet_fast.replay`).
     """
-    return functools.partial(KernelOp, name)
+    return functools.partial(KernelOp, name, repeated=repeated)
 
 
 def differentiable(

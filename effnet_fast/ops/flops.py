@@ -54,8 +54,8 @@ def _mbconv_forward(x: Shape, *args: Any, out_shape: Any, **_: Any) -> int:
 @register_flop_formula(_ops.mbconv_backward)
 def _mbconv_backward(dy: Shape, x: Shape, *args: Any, **_: Any) -> int:
     expand, stencil, project, w1 = args[8], *args[9:12]
-    need_x, need_expand, need_depthwise, need_project = args[17]
-    again = any(args[22:23])
+    need_x, need_expand, need_depthwise, need_project = args[19]
+    again = any(args[24:25])
     # Gradients of what lies between are always needed.
     inner = 1 if expand is not None else int(need_x)
     times = (again + need_x + need_expand, inner + need_depthwise, 1 + need_project, 2)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from .. import dispatch
@@ -84,7 +85,8 @@ class Saved(NamedTuple):
 
 
 class Grads(NamedTuple):
-    """Gradients in the accumulation dtype (``dx`` in x's); ``None`` where there is nothing or nothing was asked."""
+    """Gradients, each in the dtype of what it is of, squeeze-and-excite's in the accumulation dtype; ``None`` where there
+    is nothing or nothing was asked."""
 
     dx: Tensor | None
     expand: Tensor | None
@@ -283,8 +285,16 @@ def training_backward(
     settings: Settings,
     row_scale: Tensor | None,
     needs: Needs,
+    learnt: tuple[Tensor | None, Tensor, Tensor],
+    norm_dtype: torch.dtype | None = None,
 ) -> Grads:
-    """Every gradient of the block from ``dy`` and what :func:`training_forward` kept."""
+    """Every gradient of the block from ``dy`` and what :func:`training_forward` kept.
+
+    Args:
+        learnt: weights of expansion, depthwise convolution and projection as their modules have them, before any
+            rounding; their gradients have these shapes and dtypes.
+        norm_dtype: of the gradients of the BatchNorms' parameters, by default the accumulation dtype.
+    """
     run = _runner(x, weights, settings)
     e, d, p, pooled, gate, stats1, stats2, stats3 = saved
     if e is None and weights.expand is not None:
@@ -295,7 +305,7 @@ def training_backward(
         formula = run("batch_norm_backward_finalize")
         if bn.training and bn.group:
             return joint_backward(formula, sums, count, stats, bn.group)
-        return formula(sums, count, stats, bn.training)
+        return formula(sums, count, stats, bn.training, norm_dtype)
 
     sums = run("batch_norm_reduce")(dy, p, stats3.norm, row_scale=row_scale)
     bn3 = finalize(sums, n * height * width, stats3, weights.project_bn)
@@ -311,6 +321,7 @@ def training_backward(
         in_norm=stats2.norm,
         gate=gate,
         need_dw=needs.project,
+        parts=True,
     )
 
     se = pool_grad = None
@@ -318,11 +329,16 @@ def training_backward(
         se = run("squeeze_excite_backward")(
             project.sums[0],
             *(pooled, weights.w1, weights.b1, weights.w2, weights.b2),
-            *(settings.se_act, settings.gate_act),
+            *(settings.se_act, settings.gate_act, height * width),
         )
-        pool_grad = se.dpooled / (height * width)
-    sums = run("gate_batch_norm_sums")(project.sums, gate, pool_grad)
-    bn2 = finalize(sums, n * height * width, stats2, weights.depthwise_bn)
+        pool_grad = se.dpooled
+    middle, count = weights.depthwise_bn, n * height * width
+    if middle.training and middle.group:
+        bn2 = finalize(run("gate_batch_norm_sums")(project.sums, gate, pool_grad), count, stats2, middle)
+    else:
+        bn2 = run("gate_batch_norm_finalize")(
+            project.sums, gate, pool_grad, count, stats2, middle.training, norm_dtype
+        )
 
     residual_grad = dy if settings.residual else None
     stencil = run("depthwise_backward")(
@@ -343,6 +359,7 @@ def training_backward(
         residual_grad=residual_grad if stats1 is None else None,
         need_dx=needs.x,
         need_dw=needs.depthwise,
+        parts=True,
     )
 
     dx, dexpand, bn1 = stencil.dx, None, None
@@ -358,14 +375,17 @@ def training_backward(
             residual_grad=residual_grad,
             need_dx=needs.x,
             need_dw=needs.expand,
+            parts=True,
         )
+    rows = (dexpand, stencil.dweight, project.dweight)
+    dexpand, ddepthwise, dproject = run("merge_weight_grads")(rows, learnt)
     return Grads(
         dx,
         dexpand,
         None if bn1 is None else bn1.params,
-        stencil.dweight,
+        ddepthwise,
         bn2.params,
-        project.dweight,
+        dproject,
         bn3.params,
         *((None,) * 4 if se is None else se[1:]),
     )

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..types import BatchNormStats, accumulation_dtype
 from . import checks
+from .casting import room_for, rounded, with_copies
 from .conv_autograd import as_weight
 from .declare import differentiable, kernel_op
 from .mbconv_kernels import (
@@ -48,14 +49,18 @@ def _unflatten(
     names = groups.split(",")
     for i in range(3):
         conv, *vectors = flat[5 * i : 5 * i + 5]
-        # Of the 1x1 convolutions [Cout, Cin, 1, 1] comes in as it is: a view outside of the op would hide its strides
-        # from the backward, and cost two more nodes of the graph.
-        if conv is not None:
-            conv = conv.contiguous() if i == 1 else conv.contiguous().flatten(1)
         parts += [conv, None if conv is None else BatchNorm(*vectors, eps[i], training[i], names[i])]
     w1, b1, w2, b2 = flat[15:19]
     w1, w2 = (None if w is None else w.flatten(1) for w in (w1, w2))
     return Weights(*parts, w1, b1, w2, b2)  # type: ignore[arg-type]
+
+
+def _convolutions(expand: Tensor | None, depthwise: Tensor, project: Tensor) -> list[Tensor | None]:
+    """The three weights as kernels read them: dense, those of 1x1 convolutions as matrices; as ``nn.Conv2d`` has them
+    they come with four dimensions."""
+    matrices = (None if t is None else t.flatten(1).contiguous() for t in (expand, project))
+    first, last = matrices
+    return [first, depthwise.contiguous(), last]
 
 
 def _settings(
@@ -93,6 +98,7 @@ def mbconv_inference(
     acts: str,
     residual: bool,
 ) -> Tensor:
+    expand, depthwise, project = _convolutions(expand, depthwise, project)
     flat = (
         *(expand, expand_weight, expand_bias, expand_mean, expand_var),
         *(depthwise, depthwise_weight, depthwise_bias, depthwise_mean, depthwise_var),
@@ -115,7 +121,7 @@ def _(x, *args):  # type: ignore[no-untyped-def]
     return _image(x, project.shape[0], *size)
 
 
-@kernel_op("mbconv_training")
+@kernel_op("mbconv_training", repeated=True)
 def mbconv_training(
     x: Tensor,
     expand: Tensor | None,
@@ -147,7 +153,8 @@ def mbconv_training(
     recompute_expand: bool = False,
     groups: str = ",,",
     running: BlockRunning = (None, None, None),
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    (expand, depthwise, project), copies = rounded(_convolutions(expand, depthwise, project), x)  # type: ignore[assignment]
     flat = (
         *(expand, expand_weight, expand_bias, expand_mean, expand_var),
         *(depthwise, depthwise_weight, depthwise_bias, depthwise_mean, depthwise_var),
@@ -166,7 +173,7 @@ def mbconv_training(
     return (
         *(y, present(saved.e, x.dtype), saved.d, saved.p),
         *(present(saved.pooled, wide), present(saved.gate, wide)),
-        *(present(stats[0], wide), present(stats[1], wide), present(stats[2], wide)),
+        *(present(stats[0], wide), present(stats[1], wide), present(stats[2], wide), copies),
     )
 
 
@@ -193,10 +200,11 @@ def _(x, *args):  # type: ignore[no-untyped-def]
         x.new_empty(0 if expand is None else (rows[0], channels), dtype=wide),
         x.new_empty((rows[1], channels), dtype=wide),
         x.new_empty((rows[2], out_channels), dtype=wide),
+        x.new_empty(room_for((expand, depthwise, project), x)),
     )
 
 
-@kernel_op("mbconv_backward")
+@kernel_op("mbconv_backward", repeated=True)
 def mbconv_backward(
     dy: Tensor,
     x: Tensor,
@@ -216,6 +224,8 @@ def mbconv_backward(
     w2: Tensor | None,
     b2: Tensor | None,
     row_scale: Tensor | None,
+    copies: Tensor,
+    norm_dtype: torch.dtype,
     training: Sequence[bool],
     needs: Sequence[bool],
     stride: int,
@@ -226,7 +236,8 @@ def mbconv_backward(
     groups: str = ",,",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     nothing = (None,) * 4
-    flat = (expand, *nothing, depthwise, *nothing, project, *nothing, w1, b1, w2, b2)
+    convs = with_copies(_convolutions(expand, depthwise, project), x, copies)
+    flat = (convs[0], *nothing, convs[1], *nothing, convs[2], *nothing, w1, b1, w2, b2)
     weights = _unflatten(flat, (0.0,) * 3, training, groups)
     saved = Saved(
         None if expand is None or recompute_expand else e,
@@ -237,11 +248,18 @@ def mbconv_backward(
     )
     settings = _settings(stride, padding, acts, residual, recompute_expand)
     grads = training_backward(
-        checks.channels_last(dy), checks.channels_last(x), saved, weights, settings, row_scale, Needs(*needs)
+        *(
+            checks.channels_last(dy),
+            checks.channels_last(x),
+            saved,
+            weights,
+            settings,
+            row_scale,
+            Needs(*needs),
+        ),
+        *((expand, depthwise, project), norm_dtype),
     )
-    wide = accumulation_dtype(x.dtype)
-    dx = x.new_empty(0) if grads.dx is None else grads.dx
-    return (dx, *(x.new_empty(0, dtype=wide) if t is None else t for t in grads[1:]))  # type: ignore[return-value]
+    return tuple(x.new_empty(0) if t is None else t for t in grads)  # type: ignore[return-value]
 
 
 @mbconv_backward.register_fake
@@ -264,6 +282,8 @@ def _(
     w2,
     b2,
     row_scale,
+    copies,
+    norm_dtype,
     training,
     needs,
     *_,
@@ -271,19 +291,24 @@ def _(
     wide = accumulation_dtype(x.dtype)
     c, cout = depthwise.shape[0], project.shape[0]
 
-    def vector(shape, present=True):  # type: ignore[no-untyped-def]
-        return x.new_empty(shape if present else 0, dtype=wide)
+    def gradient(weight, needed):  # type: ignore[no-untyped-def]
+        return x.new_empty(weight.shape, dtype=weight.dtype) if needed else x.new_empty(0)
+
+    def vector(shape, present):  # type: ignore[no-untyped-def]
+        return x.new_empty(shape, dtype=wide) if present else x.new_empty(0)
+
+    def norm(channels):  # type: ignore[no-untyped-def]
+        return x.new_empty((2, channels), dtype=norm_dtype)
 
     expands, squeezes = expand is not None, w1 is not None
     return (
         _image(x, *x.shape[1:]) if needs[0] else x.new_empty(0),
-        vector(expand.shape[:2] if expands else 0, needs[1]),
-        vector((2, c), expands),
-        *(vector(depthwise.shape, needs[2]), vector((2, c))),
-        *(vector(project.shape[:2], needs[3]), vector((2, cout))),
-        vector(w1.shape[:2] if squeezes else 0),
-        vector(w1.shape[0] if squeezes else 0, b1 is not None),
-        vector(w2.shape[:2] if squeezes else 0),
+        *(gradient(expand, needs[1]), norm(c) if expands else x.new_empty(0)),
+        *(gradient(depthwise, needs[2]), norm(c)),
+        *(gradient(project, needs[3]), norm(cout)),
+        vector(w1.shape[:2] if squeezes else 0, squeezes),
+        vector(w1.shape[:1] if squeezes else 0, squeezes and b1 is not None),
+        vector(w2.shape[:2] if squeezes else 0, squeezes),
         vector(c, squeezes and b2 is not None),
     )
 
@@ -292,9 +317,11 @@ def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
     x, flat, row_scale = inputs[0], inputs[1:20], inputs[20]
     _, training, *scalars = inputs[21:29]
     convs = (flat[0], flat[5], flat[10])
-    ctx.save_for_backward(x, *output[1:], *convs, *flat[15:19], row_scale)
+    ctx.save_for_backward(x, *output[1:9], *convs, *flat[15:19], row_scale, output[9])
     ctx.scalars = (training, scalars)
     ctx.dtypes = [None if t is None else t.dtype for t in flat]
+    norms = {dtype for i in (0, 5, 10) for dtype in ctx.dtypes[i + 1 : i + 3] if dtype is not None}
+    ctx.norm_dtype = norms.pop() if len(norms) == 1 else accumulation_dtype(x.dtype)
     ctx.mark_non_differentiable(*output[1:])
     # Otherwise autograd would fill zeros of the size of e, d and p for the backward to ignore.
     ctx.set_materialize_grads(False)
@@ -306,9 +333,9 @@ def _backward(ctx, dy, *_):  # type: ignore[no-untyped-def]
     training, scalars = ctx.scalars
     wanted = ctx.needs_input_grad
     expands = ctx.dtypes[0] is not None
-    needs = [wanted[0], wanted[1] and expands, wanted[6], wanted[11]]
+    needs = [wanted[0], expands and wanted[1], wanted[6], wanted[11]]
     saved = ctx.saved_tensors
-    dx, *rest = mbconv_backward(dy, *saved, training, needs, *scalars)
+    dx, *rest = mbconv_backward(dy, *saved, ctx.norm_dtype, training, needs, *scalars)
     expand, depthwise, project, w1, _, w2 = saved[9:15]
     # Back to the flat order: [conv, bn.weight, bn.bias, bn.mean, bn.var] for each convolution, then w1, b1, w2, b2.
     flat: list[Tensor | None] = []

@@ -15,10 +15,16 @@ from .batch_norm import (
     batch_norm_reduce,
     channel_stats,
 )
+from .common import merge_weight_grads
 from .depthwise import depthwise, depthwise_backward
 from .elementwise import affine_pool, affine_residual
 from .pointwise import pointwise, pointwise_backward
-from .squeeze_excite import gate_batch_norm_sums, squeeze_excite, squeeze_excite_backward
+from .squeeze_excite import (
+    gate_batch_norm_finalize,
+    gate_batch_norm_sums,
+    squeeze_excite,
+    squeeze_excite_backward,
+)
 
 __all__ = [
     "ACTIVATIONS",
@@ -34,7 +40,9 @@ __all__ = [
     "channel_stats",
     "depthwise",
     "depthwise_backward",
+    "gate_batch_norm_finalize",
     "gate_batch_norm_sums",
+    "merge_weight_grads",
     "pointwise",
     "pointwise_backward",
     "squeeze_excite",

@@ -107,11 +107,12 @@ def batch_norm_act_grad(
 
 
 def batch_norm_backward_finalize(
-    sums: Tensor, count: int, stats: BatchNormStats, training: bool
+    sums: Tensor, count: int, stats: BatchNormStats, training: bool, dtype: torch.dtype | None = None
 ) -> BatchNormParamGrad:
     """From the sums [P, 2, C] to the parameter gradients and the formula of the input's gradient.
 
     ``count`` is N*H*W. With ``training`` false (frozen statistics) the input's gradient is ``a * g`` alone.
+    ``dtype`` is that of the parameters' gradients, by default the accumulation dtype.
     """
     params = sums.sum(0)
     dbias, dweight = params.unbind(0)
@@ -121,4 +122,4 @@ def batch_norm_backward_finalize(
         c = -a * dbias / count
     else:
         b = c = torch.zeros_like(a)
-    return BatchNormParamGrad(params, BatchNormGrad(a, b, c, norm.mean))
+    return BatchNormParamGrad(params.to(dtype or params.dtype), BatchNormGrad(a, b, c, norm.mean))

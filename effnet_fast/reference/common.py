@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -96,3 +98,27 @@ def partial_stats(z: Tensor) -> Tensor:
     mean = z.mean(dim=(0, 2, 3))
     m2 = (z - per_channel(mean)).square().sum(dim=(0, 2, 3))
     return torch.stack([torch.full_like(mean, count), mean, m2])[None]
+
+
+def merge_weight_grads(
+    rows: Sequence[Tensor | None], weights: Sequence[Tensor | None]
+) -> tuple[Tensor | None, ...]:
+    """Gradients of several convolutions' weights from the parts in which their backwards leave them.
+
+    Args:
+        rows: of each weight [P, T, M], to be summed over P, or ``None`` where there is no gradient; element (m, t) of
+            the weight seen as [M, T] is at [t, m].
+        weights: give the gradients' shapes and dtypes; only those are looked at.
+
+    Returns:
+        The gradients, each dense, of its weight's shape and dtype, rounded once.
+    """
+    return tuple(
+        None if part is None or weight is None else _merged(part).reshape(weight.shape).to(weight.dtype)
+        for part, weight in zip(rows, weights, strict=True)
+    )
+
+
+def _merged(rows: Tensor) -> Tensor:
+    total = rows[0] if rows.shape[0] == 1 else rows.sum(0)
+    return total.t()

@@ -70,6 +70,7 @@ def depthwise_backward(
     residual_grad: Tensor | None = None,
     need_dx: bool = True,
     need_dw: bool = True,
+    parts: bool = False,
 ) -> ConvGrad:
     """Backward of :func:`depthwise` with a raw output ``z``.
 
@@ -79,7 +80,7 @@ def depthwise_backward(
     Returns:
         dx: with ``in_affine``, ``g1 = da * in_act'(in_affine(x))``, the gradient of the affine's *output*;
             without it, the gradient of ``x``, plus ``residual_grad``.
-        dweight: [C, 1, k, k].
+        dweight: [C, 1, k, k]; with ``parts``, the rows that :func:`merge_weight_grads` takes.
         sums: with ``in_affine`` only, [P, 2, C] partial sums of ``g1`` (before rounding) and ``g1 * in_norm(x)``.
     """
     channels, (h, w) = x.shape[1], x.shape[2:]
@@ -97,6 +98,7 @@ def depthwise_backward(
     if need_dw:
         a = F.pad(prologue(x, in_affine, in_act), padding)
         dweight = torch.nn.grad.conv2d_weight(a, weight.shape, dz, stride=stride, groups=channels)
+        dweight = dweight.reshape(1, 1, -1) if parts else dweight
     if need_dx or in_affine is not None:
         da = torch.nn.grad.conv2d_input(padded_shape, upcast(weight), dz, stride=stride, groups=channels)
         da = da[:, :, top : top + h, left : left + w]

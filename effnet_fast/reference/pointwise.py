@@ -67,6 +67,7 @@ def pointwise_backward(
     residual_grad: Tensor | None = None,
     need_dx: bool = True,
     need_dw: bool = True,
+    parts: bool = False,
 ) -> ConvGrad:
     """Backward of :func:`pointwise` with a raw output ``z``.
 
@@ -79,6 +80,9 @@ def pointwise_backward(
         sums: with ``in_affine`` only, [5, N, Cin], sums over H and W with a = act(n), n = in_affine(x),
             x_hat = in_norm(x): ``sum G*a``, ``sum G*act'``, ``sum G*act'*x_hat``, ``sum act'``,
             ``sum act'*x_hat``. Everything squeeze-and-excite and the BatchNorm before it need.
+
+        With ``parts``, ``sums`` may be [5, N, P, C], to be summed over P, and ``dweight`` is the rows that
+        :func:`merge_weight_grads` takes.
     """
     g = upcast(dy)
     if row_scale is not None:
@@ -88,6 +92,7 @@ def pointwise_backward(
     if need_dw:
         a = prologue(x, in_affine, in_act, gate)
         dweight = torch.einsum("nohw,nihw->oi", dz, a)
+        dweight = dweight.view(1, 1, -1) if parts else dweight
     if need_dx or in_affine is not None:
         full = F.conv2d(dz, upcast(weight).t()[:, :, None, None])
         if in_affine is not None:

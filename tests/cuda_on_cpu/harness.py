@@ -251,12 +251,13 @@ def _squeeze_excite_case(
     gate_act: str,
     decode: Callable[[list[bytes]], Any],
     misaligned: bool,
+    more: tuple[int, ...] = (),
 ) -> Case:
     w1 = tensors[0]
     assert w1 is not None
     parts = 1 if pooled.dim() == 2 else pooled.shape[1]
     sizes = [pooled.shape[0], parts, pooled.shape[-1]]
-    numbers = [*sizes, w1.shape[0], _activation(act), _activation(gate_act), STORAGE[w1.dtype]]
+    numbers = [*sizes, w1.shape[0], _activation(act), _activation(gate_act), *more, STORAGE[w1.dtype]]
     return Case(name, numbers, [pooled, *tensors], misaligned, decode)
 
 
@@ -289,6 +290,7 @@ def squeeze_excite_backward(
     b2: Tensor | None,
     act: str = "silu",
     gate_act: str = "sigmoid",
+    area: int = 1,
     *,
     misaligned: bool = False,
 ) -> Case:
@@ -302,7 +304,10 @@ def squeeze_excite_backward(
         return SqueezeExciteGrad(dpooled, dw1, None if b1 is None else db1, dw2, None if b2 is None else db2)
 
     tensors = [w1, b1, w2, b2, dgate]
-    return _squeeze_excite_case("squeeze_excite_backward", pooled, tensors, act, gate_act, decode, misaligned)
+    more = (dgate.shape[1] if dgate.dim() == 3 else 1, area)
+    return _squeeze_excite_case(
+        "squeeze_excite_backward", pooled, tensors, act, gate_act, decode, misaligned, more
+    )
 
 
 def case(problem: Any, **options: Any) -> Case:

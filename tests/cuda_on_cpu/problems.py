@@ -127,14 +127,17 @@ def squeeze_excite(
     bias: bool = True,
     acts: tuple[str, str],
     parts: int = 1,
+    area: int = 1,
 ) -> Problem:
     w1, w2 = torch.randn(reduced, channels) / channels**0.5, torch.randn(channels, reduced) / reduced**0.5
     b1, b2 = torch.randn(reduced).to(dtype), torch.randn(channels).to(dtype)
     biased = (w1.to(dtype), b1 if bias else None, w2.to(dtype), b2 if bias else None)
-    pooled = torch.randn(images, channels) if parts == 1 else torch.randn(images, parts, channels) / parts
+    whole = backward or parts == 1
+    pooled = torch.randn(images, channels) if whole else torch.randn(images, parts, channels) / parts
     args: tuple[Any, ...] = (pooled, *biased, *acts)
     if backward:
-        args = (torch.randn(images, channels), *args)
+        dgate = torch.randn(images, channels) if parts == 1 else torch.randn(images, parts, channels)
+        args = (dgate, *args, area)
     op = "squeeze_excite_backward" if backward else "squeeze_excite"
     return Problem(op, args, {}, f"{dtype} {images}x{parts}x{channels}->{reduced} bias={bias} {acts}")
 

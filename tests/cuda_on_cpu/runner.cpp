@@ -185,6 +185,8 @@ std::vector<Buffer> squeeze_excite_case(Case& c) {
 std::vector<Buffer> squeeze_excite_backward_case(Case& c) {
   SqueezeExciteBackwardParams p{};
   p.forward = squeeze_excite_params(c);
+  p.dgate_parts = c.small();
+  p.pool_factor = 1.0f / static_cast<float>(c.integer());
   p.dgate = c.tensor<float>();
   const int64_t n = p.forward.images, channels = p.forward.channels, reduced = p.forward.reduced;
   std::vector<Buffer> results;

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from effnet_fast import cuda, native
+from effnet_fast import cuda, native, reference
 from effnet_fast.reference import ACTIVATIONS
 from effnet_fast.types import Affine, BatchNormGrad, Norm, RunningNorm
 
@@ -26,10 +26,14 @@ class Kernels:
     def __init__(self, runner: Path, folder: Path) -> None:
         self._runner, self._folder = runner, folder
 
-    def _bind(self, op: str, args: tuple[Any, ...]) -> dict[str, Any]:
-        schema = getattr(native.ops(), op).default._schema
-        assert len(args) == len(schema.arguments)
-        return {argument.name: value for argument, value in zip(schema.arguments, args, strict=True)}
+    def _bind(self, op: str, args: tuple[Any, ...], named: dict[str, Any] | None = None) -> dict[str, Any]:
+        arguments = getattr(native.ops(), op).default._schema.arguments
+        given = {a.name: value for a, value in zip(arguments, args, strict=False)} | (named or {})
+        missing = {
+            a.name: a.default_value for a in arguments if a.name not in given and a.has_default_value()
+        }
+        assert len(args) <= len(arguments) and set(given | missing) == {a.name for a in arguments}
+        return given | missing
 
     def _run(self, case: harness.Case) -> Any:
         return harness.run(self._runner, [case], self._folder)[0]
@@ -47,9 +51,9 @@ class Kernels:
             )
         )
 
-    def depthwise_backward(self, *args: Any) -> tuple[Any, ...]:
-        a = self._bind("depthwise_backward", args)
-        return self._run(
+    def depthwise_backward(self, *args: Any, **named: Any) -> tuple[Any, ...]:
+        a = self._bind("depthwise_backward", args, named)
+        dx, dweight, sums = self._run(
             harness.depthwise_backward(
                 *(a["dy"], a["x"], a["weight"], a["stride"], a["padding"]),
                 affine=_pack(Affine, a["scale"], a["shift"]),
@@ -64,6 +68,8 @@ class Kernels:
                 },
             )
         )
+        # One row of parts, taps before channels, as the kernel leaves them.
+        return dx, dweight if a["merge"] else dweight.flatten(1).t()[None], sums
 
     def squeeze_excite(self, *args: Any) -> Tensor:
         a = self._bind("squeeze_excite", args)
@@ -74,7 +80,7 @@ class Kernels:
         a = self._bind("squeeze_excite_backward", args)
         tensors = [a[name] for name in ("dgate", "pooled", "w1", "b1", "w2", "b2")]
         acts = ACTIVATIONS[a["act"]], ACTIVATIONS[a["gate_act"]]
-        return self._run(harness.squeeze_excite_backward(*tensors, *acts))
+        return self._run(harness.squeeze_excite_backward(*tensors, *acts, a["area"]))
 
 
 def _affine(a: dict[str, Any]) -> Affine | RunningNorm | None:
@@ -108,6 +114,15 @@ def test_depthwise(launch: Callable[..., Any], training: bool) -> None:
 def test_depthwise_backward(launch: Callable[..., Any], kind: str) -> None:
     problem = problems.depthwise_backward(torch.float32, 3, 2, (2, 5, 6, 7), (1, 0, 2, 1), kind=kind)
     problems.check(problem, launch(problem))
+
+
+def test_depthwise_backward_in_parts(launch: Callable[..., Any]) -> None:
+    """The weight's gradient before its rows are merged, in the order that merge_weight_grads reads."""
+    problem = problems.depthwise_backward(torch.float32, 3, 2, (2, 5, 6, 7), (1, 0, 2, 1), kind="block")
+    whole = launch(problem)
+    rows = launch(problem._replace(kwargs=problem.kwargs | {"parts": True})).dweight
+    weight = problem.args[2]
+    assert reference.merge_weight_grads([rows], [weight])[0].equal(whole.dweight)
 
 
 @pytest.mark.parametrize("need", ["need_dx", "need_dw"])

@@ -51,6 +51,18 @@ def test_backward_without_bias(check: Callable[..., None]) -> None:
     check([problems.squeeze_excite(torch.float32, 2, 17, 6, backward=True, bias=False, acts=ACTS[1])])
 
 
+@pytest.mark.parametrize("parts", [1, 3, 11])
+def test_backward_of_parts(check: Callable[..., None], parts: int) -> None:
+    """The gate's gradient in parts, as the projection's backward leaves it, and dpooled of every pixel."""
+    sizes = ((1, 40, 10), (3, 33, 5))
+    check(
+        [
+            problems.squeeze_excite(torch.float32, *size, backward=True, acts=ACTS[0], parts=parts, area=35)
+            for size in sizes
+        ]
+    )
+
+
 def test_misaligned_weights(check: Callable[..., None]) -> None:
     given = [
         problems.squeeze_excite(torch.bfloat16, 3, 32, 8, backward=b, acts=ACTS[0]) for b in (False, True)

@@ -72,6 +72,19 @@ def steady(mode: str, dtype: str) -> None:
     steering.mark("")
 
 
+def versions() -> dict[str, set[str]]:
+    """The buffers that autograd saw change in a step like those before it, of a block and of a ``nn.BatchNorm2d``."""
+    x, seen = image(), {}
+    for name, model in ("block", block()), ("BatchNorm", nn.BatchNorm2d(80).to(DEVICE)):
+        call = caller(model.train(), x, "training", "fp32")
+        call()
+        call()
+        before = {key: t._version for key, t in model.named_buffers()}
+        call()
+        seen[name] = {key.split(".")[-1] for key, t in model.named_buffers() if t._version != before[key]}
+    return seen
+
+
 def on_side_stream(mode: str) -> int:
     """On a stream of the user's."""
     call = call_of(mode, "autocast")

@@ -81,3 +81,9 @@ def test_memory_is_given_back(device: Device, mode: str) -> None:
     held = device.run("blocks.memory", mode).value
     assert held["repeated"] == held["held"] > 0
     assert held["after"] == 0
+
+
+def test_running_statistics_as_autograd_sees_them(device: Device) -> None:
+    """Kernels write them unseen, from a recorded program too; another forward may have kept them."""
+    seen = device.run("blocks.versions").value
+    assert seen["block"] == seen["BatchNorm"] == {"num_batches_tracked"}

@@ -152,8 +152,9 @@ std::tuple<Tensor, Tensor, Tensor> depthwise_backward(
     const OptionalTensor& grad_b, const OptionalTensor& grad_c, const OptionalTensor& grad_mean,
     const OptionalTensor& in_scale, const OptionalTensor& in_shift, int64_t in_act, const OptionalTensor& in_mean,
     const OptionalTensor& in_invstd, const OptionalTensor& residual_grad, bool need_dx, bool need_dw,
-    int64_t plan_number) {
+    int64_t plan_number, bool merge) {
   constexpr const char* op = "depthwise_backward";
+  EFFNET_CHECK(merge, op, "merge", "true (the CPU's gradient is whole)", "false");
   EFFNET_CHECK(plan_number == -1, op, "plan", "-1 (the CPU has one plan a shape)", plan_number);
   EFFNET_CHECK(x_in.dim() == 4, op, "x", "rank 4 [N, C, H, W]", to_text(x_in));
   DepthwiseBackwardParams p{};

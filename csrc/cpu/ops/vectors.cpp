@@ -61,8 +61,9 @@ Tensor gate_batch_norm_sums(const Tensor& sums, const OptionalTensor& gate, cons
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> squeeze_excite_backward(
     const Tensor& dgate, const Tensor& pooled, const Tensor& w1_in, const OptionalTensor& b1, const Tensor& w2_in,
-    const OptionalTensor& b2, int64_t act, int64_t gate_act) {
+    const OptionalTensor& b2, int64_t act, int64_t gate_act, int64_t area) {
   constexpr const char* op = "squeeze_excite_backward";
+  EFFNET_CHECK(area == 1, op, "area", "1 (the CPU leaves the division to the caller)", area);
   EFFNET_CHECK(pooled.dim() == 2, op, "pooled", "rank 2 [N, C]", to_text(pooled));
   EFFNET_CHECK(w1_in.dim() == 2, op, "w1", "rank 2 [R, C]", to_text(w1_in));
   ExciteBackwardParams p{};

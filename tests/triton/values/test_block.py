@@ -8,7 +8,7 @@ from effnet_fast.kernels.runtime import INTERPRET
 from torch import nn
 
 import effnet_fast
-from effnet_fast import dispatch
+from effnet_fast import dispatch, replay
 from effnet_fast.testing import assert_accurate
 
 efficientnet = pytest.importorskip("torchvision.models.efficientnet")
@@ -91,3 +91,23 @@ def test_what_ran_was_triton() -> None:
     small = {"batch_norm_fold", "sum_partials"}
     kernels = [launch.kernel for launch in traffic.launches if launch.kernel not in small]
     assert kernels == ["pointwise_fwd", "depthwise_fwd", "squeeze_excite_fwd", "pointwise_fwd"]
+
+
+def test_training_steps_from_a_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The launches recorded at the first step and repeated give the others' values, running statistics included."""
+    monkeypatch.setattr(replay, "_programs", {})
+    stock = block("residual").train()
+    inputs = [
+        (torch.randn(2, 16, 5, 4, device=DEVICE), torch.randn(2, 16, 5, 4, device=DEVICE)) for _ in range(3)
+    ]
+    results = []
+    for devices in (set(), {"cpu", "cuda"}):
+        monkeypatch.setattr(replay, "devices", devices)
+        patched = effnet_fast.patch(copy.deepcopy(stock))
+        results.append([])
+        for x, dy in inputs:
+            patched.zero_grad(set_to_none=True)
+            results[-1].append({name: t.clone() for name, t in step(patched, x, dy).items()})
+    assert len(replay._programs) == 2 and None not in replay._programs.values()
+    for expected, got in zip(*results, strict=True):
+        assert all(torch.equal(expected[name], got[name]) for name in expected)

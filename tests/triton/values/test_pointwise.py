@@ -1,6 +1,7 @@
 """The 1x1 convolution: every prologue and epilogue, forward and backward, odd sizes."""
 
 import pytest
+import torch
 
 # n, cin, cout, height, width: none a multiple of a tile; 24 and 40 are multiples of 8 only, 17 and 13 of nothing.
 SHAPES = {"24-40": (2, 24, 40, 9, 8), "17-13": (3, 17, 13, 5, 3), "1x1 image": (70, 16, 24, 1, 1)}
@@ -97,3 +98,23 @@ def test_inputs_stay_as_they_are(kit, dtype):
     before = [t.clone() for t in tensors]
     kit.check("pointwise_backward", *tensors[:3], residual_grad=tensors[3])
     assert all(t.equal(b) for t, b in zip(tensors, before, strict=True))
+
+
+@pytest.mark.parametrize("needs", ["both", "dw"])
+def test_backward_in_parts(kit, dtype, needs):
+    """What the block merges later: the parts of the weight's gradient and of the sums."""
+    from effnet_fast.kernels import launchers
+
+    n, cin, cout, h, w = 2, 24, 40, 9, 8
+    images = kit.image(n, cout, h, w), kit.image(n, cin, h, w)
+    weight, options = (
+        kit.weight(cout, cin),
+        prologue(kit, "affine-act-gate", n, cin) | {"in_norm": kit.norm(cin)},
+    )
+    need_dx = needs == "both"
+    whole = launchers.pointwise_backward(*images, weight, **options, need_dx=need_dx)
+    parts = launchers.pointwise_backward(*images, weight, **options, need_dx=need_dx, parts=True)
+    (merged,) = launchers.merge_weight_grads([parts.dweight], [weight.float()])
+    assert merged.equal(whole.dweight)
+    assert parts.sums.dim() == 4 and parts.sums.shape[1] == n
+    torch.testing.assert_close(parts.sums.sum(2), whole.sums)
