@@ -1,4 +1,4 @@
-# The pybind11 module of host helpers; pybind11_DIR and Python_EXECUTABLE come from effnet_fast/build.py.
+# The pybind11 module of host helpers; pybind11_DIR and Python_EXECUTABLE come from effnet_fast/build/driver.py.
 set(PYBIND11_FINDPYTHON ON)
 find_package(Python REQUIRED COMPONENTS Interpreter Development.Module)
 find_package(pybind11 CONFIG REQUIRED)

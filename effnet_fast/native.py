@@ -101,7 +101,7 @@ def _refused(reason: str, fix: str = "", path: Path | None = None) -> Status:
 def _status(product: str) -> Status:
     if product not in build.PRODUCTS:
         raise ValueError(
-            f"native.status: product must be one of {', '.join(build.PRODUCTS)}, got {product!r}"
+            f"native.status: product: expected one of {', '.join(build.PRODUCTS)}, got {product!r}"
         )
     if build.is_set(DISABLED):
         return _refused(f"{DISABLED} is set")

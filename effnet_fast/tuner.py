@@ -50,7 +50,7 @@ def tune(
     from .kernels.runtime import can_run
 
     if model not in VARIANTS:
-        raise EffnetFastError(f"tune: model must be one of {', '.join(VARIANTS)}, got {model!r}")
+        raise EffnetFastError(f"tune: model: expected one of {', '.join(VARIANTS)}, got {model!r}")
     device = torch.device(device)
     ok, reason = can_run("pointwise", device, dtype)
     if not ok:

@@ -1,14 +1,13 @@
 """Which tile configuration a Triton kernel is launched with: forced, tuned by the user, or from the table.
 
 Order: :func:`force` (tests, tuning) > the user's cache > ``kernels/configs.py``. The cache is a JSON file per GPU
-in ``$EFFNET_FAST_CACHE/tuned`` or ``~/.cache/effnet_fast/tuned``, written by :func:`effnet_fast.tuner.tune`.
+in ``tuned`` under :func:`effnet_fast.build.cache_root`, written by :func:`effnet_fast.tuner.tune`.
 """
 
 from __future__ import annotations
 
 import fcntl
 import json
-import os
 import re
 import warnings
 from collections.abc import Iterator
@@ -33,8 +32,10 @@ _tuned: dict[str, dict[str, Config | None]] = {}
 
 def cache_folder() -> Path:
     """Where tuned configurations are kept."""
-    root = os.environ.get("EFFNET_FAST_CACHE")
-    return (Path(root) if root else Path.home() / ".cache" / "effnet_fast") / "tuned"
+    # A module of tools, which only those need who look for tuned configurations.
+    from .build import cache_root
+
+    return cache_root() / "tuned"
 
 
 def cache_file(device_name: str) -> Path:

@@ -211,7 +211,7 @@ def test_setting_is_changed_only_when_said(reference: None) -> None:
     ]
     assert settings(effnet_fast.patch(model)) == [False, True]
     assert settings(effnet_fast.patch(model, recompute_expand=False)) == [False, False]
-    with pytest.raises(EffnetFastError, match="recompute_expand must be True, False or None, got 'yes'"):
+    with pytest.raises(EffnetFastError, match="recompute_expand: expected True, False or None, got 'yes'"):
         effnet_fast.patch(model, recompute_expand="yes")
 
 
@@ -322,24 +322,27 @@ def norm(c: int, training: bool = True) -> BatchNorm:
 
 
 BAD: dict[str, tuple[Callable[[torch.Tensor], object], str]] = {
-    "x": (lambda x: conv_bn_act(x[0], torch.randn(4, 3, 3, 3), norm(4)), "conv_bn_act: x must be"),
-    "rank": (lambda x: conv_bn_act(x, torch.randn(4, 3), norm(4)), r"weight must be \[C, Cin, kh, kw\]"),
+    "x": (lambda x: conv_bn_act(x[0], torch.randn(4, 3, 3, 3), norm(4)), "conv_bn_act: x: expected"),
+    "rank": (lambda x: conv_bn_act(x, torch.randn(4, 3), norm(4)), r"weight: expected \[C, Cin, kh, kw\]"),
     "channels": (
         lambda x: conv_bn_act(x, torch.randn(4, 2, 1, 1), norm(4)),
-        r"weight must be .*\(4, 3, 1, 1\)",
+        r"weight: expected .*\(4, 3, 1, 1\)",
     ),
-    "vector": (lambda x: conv_bn_act(x, torch.randn(4, 3, 1, 1), norm(5)), "bn.weight must be"),
-    "statistics": (lambda x: conv_bn_act(x, torch.randn(4, 3, 1, 1), norm(4, False)), "bn.mean must be"),
+    "vector": (lambda x: conv_bn_act(x, torch.randn(4, 3, 1, 1), norm(5)), "bn.weight: expected"),
+    "statistics": (lambda x: conv_bn_act(x, torch.randn(4, 3, 1, 1), norm(4, False)), "bn.mean: expected"),
     "stride": (
         lambda x: conv_bn_act(x, torch.randn(4, 3, 1, 1), norm(4), stride=0),
-        "stride must be an int >= 1",
+        "stride: expected an int >= 1",
     ),
     "padding": (
         lambda x: conv_bn_act(x, torch.randn(4, 3, 1, 1), norm(4), padding=(1, 2, 3)),
-        "padding must be an int >= 0",
+        "padding: expected an int >= 0",
     ),
-    "act": (lambda x: conv_bn_act(x, torch.randn(4, 3, 1, 1), norm(4), act="gelu"), "act must be one of"),
-    "small": (lambda x: conv_bn_act(x, torch.randn(4, 3, 9, 9), norm(4)), "x must be large enough"),
+    "act": (lambda x: conv_bn_act(x, torch.randn(4, 3, 1, 1), norm(4), act="gelu"), "act: expected one of"),
+    "small": (
+        lambda x: conv_bn_act(x, torch.randn(4, 3, 9, 9), norm(4)),
+        "x: expected an image large enough",
+    ),
 }
 
 

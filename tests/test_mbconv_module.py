@@ -18,7 +18,9 @@ def test_stochastic_depth_matches_torchvision():
         torch.manual_seed(4)
         assert torch.equal(y, stock(x))
         assert torch.equal(ours.eval()(x), x)
-    with pytest.raises(EffnetFastError, match=r"^StochasticDepth: p must be between 0 and 1, got 1\.5$"):
+    with pytest.raises(
+        EffnetFastError, match=r"^StochasticDepth: p: expected a number from 0 to 1, got 1\.5$"
+    ):
         StochasticDepth(1.5)
 
 
@@ -72,12 +74,12 @@ def test_block_without_expansion_or_squeeze():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"stride": 3}, "MBConv: stride must be 1 or 2, got 3"),
-        ({"kernel_size": 4}, "MBConv: kernel_size must be odd and positive, got 4"),
-        ({"squeeze_channels": -1}, "MBConv: squeeze_channels must be 0 or greater, got -1"),
-        ({"activation": "gelu"}, "activation must be one of silu, relu, relu6, hardswish, got 'gelu'"),
-        ({"gate": "tanh"}, "gate must be one of sigmoid, hardsigmoid, got 'tanh'"),
-        ({"stochastic_depth_prob": 2}, "p must be between 0 and 1, got 2"),
+        ({"stride": 3}, "MBConv: stride: expected 1 or 2, got 3"),
+        ({"kernel_size": 4}, "MBConv: kernel_size: expected an odd positive number, got 4"),
+        ({"squeeze_channels": -1}, "MBConv: squeeze_channels: expected a number >= 0, got -1"),
+        ({"activation": "gelu"}, "activation: expected one of silu, relu, relu6, hardswish, got 'gelu'"),
+        ({"gate": "tanh"}, "gate: expected one of sigmoid, hardsigmoid, got 'tanh'"),
+        ({"stochastic_depth_prob": 2}, "p: expected a number from 0 to 1, got 2"),
     ],
 )
 def test_block_refuses(change, message):

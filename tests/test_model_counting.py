@@ -72,14 +72,14 @@ def test_count_by_hand():
     assert models.count(stem, 6).parameters == sum(p.numel() for p in stem.parameters())
     assert all(m.training for m in stem.modules()), "counting must not change the mode"
     assert not any(m._forward_hooks for m in stem.modules())
-    with pytest.raises(EffnetFastError, match="resolution must be given for a module"):
+    with pytest.raises(EffnetFastError, match="resolution: expected a size for a module"):
         models.count(stem)
 
 
 @pytest.mark.parametrize("resolution", [0, -1, 2.5, "224", True])
 def test_count_refuses_resolutions(resolution):
     for function in (models.count, models.summarize):
-        with pytest.raises(EffnetFastError, match="resolution must be a positive integer, got"):
+        with pytest.raises(EffnetFastError, match="resolution: expected a positive integer, got"):
             function("b0", resolution)
 
 

@@ -58,7 +58,7 @@ def test_unknown_model(name):
 )
 def test_bad_arguments(kwargs):
     (argument,) = kwargs
-    with pytest.raises(EffnetFastError, match=rf"EfficientNet: {argument} must be .*, got"):
+    with pytest.raises(EffnetFastError, match=rf"EfficientNet: {argument}: expected .*, got"):
         models.b0(**kwargs)
     with pytest.raises(TypeError, match="depth_multiplier"):
         models.b0(depth_multiplier=2)
@@ -69,11 +69,11 @@ def test_bad_arguments(kwargs):
 @pytest.mark.parametrize(
     ("x", "message"),
     [
-        (torch.zeros(2, 4, 32, 32), r"x must have 3 channels, got shape \[2, 4, 32, 32\]"),
-        (torch.zeros(3, 32, 32), r"x must be \[N, C, H, W\], got shape \[3, 32, 32\]"),
+        (torch.zeros(2, 4, 32, 32), r"x: expected 3 channels, got shape \[2, 4, 32, 32\]"),
+        (torch.zeros(3, 32, 32), r"x: expected \[N, C, H, W\], got shape \[3, 32, 32\]"),
         (
             torch.zeros(2, 3, 32, 32, dtype=torch.uint8),
-            r"x must be floating point and normalized, got torch\.uint8",
+            r"x: expected floating point, normalized images, got torch\.uint8",
         ),
     ],
 )
@@ -103,7 +103,7 @@ def test_replaced_stem():
     gray = models.b0(num_classes=2).eval()
     gray.features[0][0] = nn.Conv2d(1, 32, 3, stride=2, padding=1, bias=False)
     assert gray(torch.randn(1, 1, 32, 32)).shape == (1, 2)
-    with pytest.raises(EffnetFastError, match="x must have 1 channels"):
+    with pytest.raises(EffnetFastError, match="x: expected 1 channels"):
         gray(torch.randn(1, 3, 32, 32))
     gray.features[0] = nn.AvgPool2d(2)
     gray.features[1] = nn.Conv2d(3, 16, 1)

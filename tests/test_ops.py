@@ -193,29 +193,29 @@ def test_strided_and_expanded_inputs_and_gradients() -> None:
 
 X, W = torch.randn(2, 4, 8, 8), torch.randn(4, 1, 3, 3)
 BAD = {
-    "rank": (lambda: ops.depthwise(X[0], W), r"ops\.depthwise: x must be .*\[N, C, H, W\], got float32 \(4, 8, 8\)"),
-    "dtype": (lambda: ops.depthwise(X.int(), W), "x must be a float32"),
-    "channels": (lambda: ops.depthwise(X, torch.randn(5, 1, 3, 3)), r"weight must be float32 \(4, 1, 3, 3\)"),
-    "weight-dtype": (lambda: ops.depthwise(X, W.half()), "weight must be float32"),
+    "rank": (lambda: ops.depthwise(X[0], W), r"ops\.depthwise: x: expected .*\[N, C, H, W\], got float32 \(4, 8, 8\)"),
+    "dtype": (lambda: ops.depthwise(X.int(), W), "x: expected a float32"),
+    "channels": (lambda: ops.depthwise(X, torch.randn(5, 1, 3, 3)), r"weight: expected float32 \(4, 1, 3, 3\)"),
+    "weight-dtype": (lambda: ops.depthwise(X, W.half()), "weight: expected float32"),
     "kernel": (lambda: ops.depthwise(X, torch.randn(4, 1, 4, 4)), "k in 3, 5, 7"),
-    "stride": (lambda: ops.depthwise(X, W, 3), "stride must be 1 or 2, got 3"),
-    "padding": (lambda: ops.depthwise(X, W, 1, (1, 1)), "padding must be"),
-    "negative-padding": (lambda: ops.depthwise(X, W, 1, -1), "padding must be"),
-    "too-small": (lambda: ops.depthwise(X[..., :2], W), "x must be at least 3x3"),
-    "activation": (lambda: ops.depthwise(X, W, act="gelu"), "act must be one of .*silu.*, got 'gelu'"),
-    "affine": (lambda: ops.depthwise(X, W, affine=torch.ones(4)), r"affine must be a tuple \(scale, shift\)"),
-    "affine-size": (lambda: ops.depthwise(X, W, affine=(torch.ones(3), torch.ones(4))), r"affine\.scale must be \(4,\)"),
-    "stats": (lambda: ops.depthwise(X, W, act="silu", stats=True), "stats must be False"),
+    "stride": (lambda: ops.depthwise(X, W, 3), "stride: expected 1 or 2, got 3"),
+    "padding": (lambda: ops.depthwise(X, W, 1, (1, 1)), "padding: expected"),
+    "negative-padding": (lambda: ops.depthwise(X, W, 1, -1), "padding: expected"),
+    "too-small": (lambda: ops.depthwise(X[..., :2], W), "x: expected at least 3x3"),
+    "activation": (lambda: ops.depthwise(X, W, act="gelu"), "act: expected one of .*silu.*, got 'gelu'"),
+    "affine": (lambda: ops.depthwise(X, W, affine=torch.ones(4)), r"affine: expected a tuple \(scale, shift\)"),
+    "affine-size": (lambda: ops.depthwise(X, W, affine=(torch.ones(3), torch.ones(4))), r"affine\.scale: expected \(4,\)"),
+    "stats": (lambda: ops.depthwise(X, W, act="silu", stats=True), "stats: expected False"),
     "device": (lambda: ops.depthwise(X, W.to("meta")), "on cpu, got float32 .* on meta"),
-    "pointwise-weight": (lambda: ops.pointwise(X, torch.randn(3, 5)), r"weight must be float32 \(3, 4\)"),
-    "gate": (lambda: ops.pointwise(X, torch.randn(3, 4), gate=torch.ones(4)), r"gate must be \(2, 4\)"),
-    "residual": (lambda: ops.pointwise(X, torch.randn(3, 4), residual=X), r"residual must be float32 \(2, 3, 8, 8\)"),
-    "pooled": (lambda: ops.squeeze_excite(X, W, None, W, None), r"pooled must be .*\[N, C\]"),
+    "pointwise-weight": (lambda: ops.pointwise(X, torch.randn(3, 5)), r"weight: expected float32 \(3, 4\)"),
+    "gate": (lambda: ops.pointwise(X, torch.randn(3, 4), gate=torch.ones(4)), r"gate: expected \(2, 4\)"),
+    "residual": (lambda: ops.pointwise(X, torch.randn(3, 4), residual=X), r"residual: expected float32 \(2, 3, 8, 8\)"),
+    "pooled": (lambda: ops.squeeze_excite(X, W, None, W, None), r"pooled: expected .*\[N, C\]"),
     "gate-activation": (
         lambda: ops.squeeze_excite(X[:, :, 0, 0], torch.randn(2, 4), None, torch.randn(4, 2), None, gate_act="relu"),
-        "gate_act must be one of sigmoid, hardsigmoid",
+        "gate_act: expected one of sigmoid, hardsigmoid",
     ),
-    "stats-shape": (lambda: ops.batch_norm_finalize(torch.ones(3, 4)), r"stats must be .*\[2, C\]"),
+    "stats-shape": (lambda: ops.batch_norm_finalize(torch.ones(3, 4)), r"stats: expected .*\[2, C\]"),
 }  # fmt: skip
 
 
@@ -299,7 +299,7 @@ def test_mbconv_keeps_only_what_the_design_says() -> None:
 def test_mbconv_settings_of_the_wrong_kind() -> None:
     weights = ops.Weights(None, None, W, ops.BatchNorm(*(None,) * 4, 1e-5, True), torch.randn(5, 4), ops.BatchNorm(*(None,) * 4, 1e-5, True), *(None,) * 4)  # fmt: skip
     settings = ops.Settings(1, (1, 1, 1, 1), "none", "silu", "silu", "sigmoid", True)
-    with pytest.raises(EffnetFastError, match="settings.residual must be False"):
+    with pytest.raises(EffnetFastError, match="settings.residual: expected False"):
         mbconv(X, weights, settings)
-    with pytest.raises(EffnetFastError, match="settings.depthwise_act must be one of"):
+    with pytest.raises(EffnetFastError, match="settings.depthwise_act: expected one of"):
         mbconv(X, weights, settings._replace(residual=False, depthwise_act="gelu"))

@@ -102,29 +102,32 @@ def test_global_hooks_are_refused(network: nn.Module) -> None:
 def test_bad_arguments(network: nn.Module) -> None:
     optimize = effnet_fast.optimize
     for arguments, reason in [
-        (("b0", SHAPE), "model must be a torch.nn.Module, got str"),
-        ((network, "image"), r"example must be a tensor or a shape \(N, C, H, W\), got 'image'"),
-        ((network, (3, 32, 32)), "example must be a tensor or a shape"),
-        ((network, (1, 3, 0, 32)), "example must be a tensor or a shape"),
+        (("b0", SHAPE), "model: expected a torch.nn.Module, got str"),
+        ((network, "image"), r"example: expected a tensor or a shape \(N, C, H, W\), got 'image'"),
+        ((network, (3, 32, 32)), "example: expected a tensor or a shape"),
+        ((network, (1, 3, 0, 32)), "example: expected a tensor or a shape"),
         ((network, torch.zeros(0, 3, 32, 32)), "got an empty batch"),
-        ((network, torch.zeros(3, 32, 32)), r"x must be \[N, C, H, W\], got shape \[3, 32, 32\]"),
-        ((network, torch.zeros(1, 4, 32, 32)), r"x must be \[N, 3, H, W\], got shape \[1, 4, 32, 32\]"),
-        ((network, torch.zeros(SHAPE, dtype=torch.uint8)), "x must be float32 or bfloat16, got torch.uint8"),
-        ((network, torch.zeros(SHAPE, device="meta")), "x must be on the CPU"),
+        ((network, torch.zeros(3, 32, 32)), r"x: expected \[N, C, H, W\], got shape \[3, 32, 32\]"),
+        ((network, torch.zeros(1, 4, 32, 32)), r"x: expected \[N, 3, H, W\], got shape \[1, 4, 32, 32\]"),
+        (
+            (network, torch.zeros(SHAPE, dtype=torch.uint8)),
+            "x: expected float32 or bfloat16, got torch.uint8",
+        ),
+        ((network, torch.zeros(SHAPE, device="meta")), "x: expected a tensor on the CPU"),
         ((network, torch.full(SHAPE, float("nan"))), "outputs are not finite"),
     ]:
         with pytest.raises(EffnetFastError, match=reason):
             optimize(*arguments)
-    with pytest.raises(EffnetFastError, match=r"dtype must be .*, got torch.float16"):
+    with pytest.raises(EffnetFastError, match=r"dtype: expected .*, got torch.float16"):
         optimize(network, SHAPE, dtype=torch.float16)
     with pytest.raises(EffnetFastError, match="cuda: it runs no whole networks"), use_backend("cuda"):
         optimize(network, SHAPE)
     optimized = optimize(network, SHAPE)
     for x, reason in [
-        (torch.zeros(1, 1, 32, 32), r"must be \[N, 3, H, W\]"),
-        (torch.zeros(SHAPE, dtype=torch.float64), "must be float32 or bfloat16"),
-        (torch.zeros(SHAPE, device="meta"), "must be on the CPU"),
-        ([1], "must be a Tensor, got list"),
+        (torch.zeros(1, 1, 32, 32), r"expected \[N, 3, H, W\]"),
+        (torch.zeros(SHAPE, dtype=torch.float64), "expected float32 or bfloat16"),
+        (torch.zeros(SHAPE, device="meta"), "expected a tensor on the CPU"),
+        ([1], "expected a Tensor, got list"),
     ]:
         with pytest.raises(EffnetFastError, match=reason):
             optimized(x)

@@ -34,7 +34,7 @@ def test_filter_and_unpatch() -> None:
 @pytest.mark.parametrize("argument", ["a path", None, 3])
 def test_not_a_model(argument: object) -> None:
     for function in (effnet_fast.patch, effnet_fast.report):
-        with pytest.raises(EffnetFastError, match=r"model must be a torch\.nn\.Module, got"):
+        with pytest.raises(EffnetFastError, match=r"model: expected a torch\.nn\.Module, got"):
             function(argument)
 
 

@@ -48,9 +48,9 @@ def test_blocks_of_ones_own(kind: type[nn.Module], adapter: Callable[..., MBConv
 
 
 def test_register_block_refuses_nonsense() -> None:
-    with pytest.raises(EffnetFastError, match="block_class must be a subclass of nn.Module"):
+    with pytest.raises(EffnetFastError, match="block_class: expected a subclass of nn.Module"):
         effnet_fast.register_block("MBConv", plain_parts)
-    with pytest.raises(EffnetFastError, match="adapter must be callable"):
+    with pytest.raises(EffnetFastError, match="adapter: expected a callable"):
         effnet_fast.register_block(PlainBlock, None)
 
 

@@ -35,14 +35,14 @@ def test_cost_is_depth_times_width_and_resolution_squared():
 @pytest.mark.parametrize("name", ["alpha", "beta", "gamma"])
 @pytest.mark.parametrize("value", [1, 1.0, 0.9, 0, -2.0, math.nan, math.inf, "1.2", None, True])
 def test_refuses_bases_that_do_not_grow(name, value):
-    with pytest.raises(EffnetFastError, match=rf"^compound_scaling: {name} must be .*got") as raised:
+    with pytest.raises(EffnetFastError, match=rf"^compound_scaling: {name}: expected .*got") as raised:
         models.compound_scaling(1, **{name: value})
     assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize("phi", [-1, -0.5, math.nan, math.inf, "1", None])
 def test_refuses_phi(phi):
-    with pytest.raises(EffnetFastError, match=r"^compound_scaling: phi must be .*got"):
+    with pytest.raises(EffnetFastError, match=r"^compound_scaling: phi: expected .*got"):
         models.compound_scaling(phi)
 
 
@@ -86,5 +86,5 @@ def test_any_member_equals_the_variant(name):
 @pytest.mark.parametrize("argument", ["width_mult", "depth_mult"])
 @pytest.mark.parametrize("value", [0, -1.0, math.nan, math.inf, "2"])
 def test_efficientnet_refuses_multipliers(argument, value):
-    with pytest.raises(EffnetFastError, match=rf"^efficientnet: {argument} must be a positive number, got"):
+    with pytest.raises(EffnetFastError, match=rf"^efficientnet: {argument}: expected a positive number, got"):
         models.efficientnet(**{argument: value})

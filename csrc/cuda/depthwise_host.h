@@ -6,11 +6,6 @@
 
 namespace effnet::cuda {
 
-// True where an empty tensor leaves nothing to launch.
-inline bool nothing_to_do(const DepthwiseShape& s) {
-  return s.batch == 0 || s.channels == 0 || s.height == 0 || s.width == 0 || s.out_height == 0 || s.out_width == 0;
-}
-
 inline PlannerRequest forward_request(const DepthwiseShape& shape, StorageType type) {
   return {shape, static_cast<int>(bytes_of(type)), false, 1, false};
 }

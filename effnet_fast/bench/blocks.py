@@ -73,7 +73,7 @@ def network(name: str, resolution: int | None = None) -> Network:
     variant = VARIANTS[name]
     resolution = variant.resolution if resolution is None else resolution
     if not isinstance(resolution, int) or resolution < 1:
-        raise EffnetFastError(f"network: resolution must be a positive integer, got {resolution!r}")
+        raise EffnetFastError(f"network: resolution: expected a positive integer, got {resolution!r}")
     stages = scaled_stages(variant.width_mult, variant.depth_mult)
     stem_size = size = half_up(resolution)
     blocks = []

@@ -84,7 +84,7 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
         arguments.out = arguments.json
     old = results.read(arguments.compare) if arguments.compare else None
     if arguments.seconds <= 0:
-        raise EffnetFastError(f"bench: --seconds must be positive, got {arguments.seconds}")
+        raise EffnetFastError(f"bench: --seconds: expected a positive number, got {arguments.seconds}")
     if arguments.append and not arguments.out:
         raise EffnetFastError("bench: --append needs --out")
     providers = named(arguments.providers or default_providers(device, arguments.quick), device)

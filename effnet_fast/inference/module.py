@@ -112,13 +112,17 @@ def check_input(x: object, channels: int | None) -> None:
         EffnetFastError: not a floating point tensor [N, channels, H, W] in fp32 or bf16 on the CPU.
     """
     if not isinstance(x, Tensor):
-        raise EffnetFastError(f"optimize: x must be a Tensor, got {type(x).__name__}")
+        raise EffnetFastError(f"optimize: x: expected a Tensor, got {type(x).__name__}")
     if x.device.type != "cpu":
-        raise EffnetFastError(f"optimize: x must be on the CPU, for which the model was made, got {x.device}")
+        raise EffnetFastError(
+            f"optimize: x: expected a tensor on the CPU, for which the model was made, got {x.device}"
+        )
     if x.dtype not in DTYPES:
-        raise EffnetFastError(f"optimize: x must be float32 or bfloat16, got {x.dtype}")
+        raise EffnetFastError(f"optimize: x: expected float32 or bfloat16, got {x.dtype}")
     if x.dim() != 4 or channels not in (None, x.shape[1]) or 0 in x.shape[1:]:
-        raise EffnetFastError(f"optimize: x must be [N, {channels or 'C'}, H, W], got shape {list(x.shape)}")
+        raise EffnetFastError(
+            f"optimize: x: expected [N, {channels or 'C'}, H, W], got shape {list(x.shape)}"
+        )
 
 
 class OptimizedModel(Inference):

@@ -54,11 +54,11 @@ def optimize(model: nn.Module, example: Example, *, dtype: torch.dtype | None = 
         EffnetFastError: arguments out of range; outputs that differ from the model's by more than rounding.
     """
     if not isinstance(model, nn.Module):
-        raise EffnetFastError(f"optimize: model must be a torch.nn.Module, got {type(model).__name__}")
+        raise EffnetFastError(f"optimize: model: expected a torch.nn.Module, got {type(model).__name__}")
     if isinstance(model, Inference):
         raise EffnetFastError("optimize: the model is optimized already")
     if dtype is not None and dtype not in DTYPES:
-        raise EffnetFastError(f"optimize: dtype must be torch.float32 or torch.bfloat16, got {dtype}")
+        raise EffnetFastError(f"optimize: dtype: expected torch.float32 or torch.bfloat16, got {dtype}")
     images = _images(model, example)
     dtype = dtype or images.dtype
     try:
@@ -91,11 +91,13 @@ def _images(model: nn.Module, example: Example) -> Tensor:
     if isinstance(example, Tensor):
         check_input(example, None)
         if not len(example):
-            raise EffnetFastError("optimize: example must hold an image, got an empty batch")
+            raise EffnetFastError("optimize: example: expected an image, got an empty batch")
         return example.detach()
     ok = isinstance(example, (tuple, list, torch.Size)) and len(example) == 4
     if not ok or any(not isinstance(size, int) or size < 1 for size in example):
-        raise EffnetFastError(f"optimize: example must be a tensor or a shape (N, C, H, W), got {example!r}")
+        raise EffnetFastError(
+            f"optimize: example: expected a tensor or a shape (N, C, H, W), got {example!r}"
+        )
     dtype = next((p.dtype for p in model.parameters() if p.dtype in DTYPES), torch.float32)
     generator = torch.Generator("cpu").manual_seed(0)
     return torch.randn(tuple(example), generator=generator, dtype=torch.float32, device="cpu").to(dtype)

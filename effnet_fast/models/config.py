@@ -66,7 +66,7 @@ def scaled_stages(width_mult: float = 1.0, depth_mult: float = 1.0) -> tuple[Sta
     """
     for name, value in (("width_mult", width_mult), ("depth_mult", depth_mult)):
         if not isinstance(value, (int, float)) or not math.isfinite(value) or value <= 0:
-            raise EffnetFastError(f"efficientnet: {name} must be a positive number, got {value!r}")
+            raise EffnetFastError(f"efficientnet: {name}: expected a positive number, got {value!r}")
     return tuple(
         stage._replace(
             in_channels=round_filters(stage.in_channels, width_mult),
@@ -89,7 +89,7 @@ def canonical_name(name: str) -> str:
         UnknownModelError: any other name; the message gives the closest one.
     """
     if not isinstance(name, str):
-        raise UnknownModelError(f"create: name must be a string such as 'b0', got {type(name).__name__}")
+        raise UnknownModelError(f"create: name: expected a string such as 'b0', got {type(name).__name__}")
     short = name.strip().lower().replace("-", "_").removeprefix("efficientnet_")
     if short in VARIANTS:
         return short

@@ -97,7 +97,7 @@ def _meta_model(name: str, num_classes: int) -> nn.Module:
 
 def _check_resolution(resolution: int) -> None:
     if isinstance(resolution, bool) or not isinstance(resolution, int) or resolution < 1:
-        raise EffnetFastError(f"count: resolution must be a positive integer, got {resolution!r}")
+        raise EffnetFastError(f"count: resolution: expected a positive integer, got {resolution!r}")
 
 
 def count(model: str | nn.Module, resolution: int | None = None, *, num_classes: int = 1000) -> Count:
@@ -117,7 +117,7 @@ def count(model: str | nn.Module, resolution: int | None = None, *, num_classes:
         resolution = VARIANTS[name].resolution if resolution is None else resolution
         model = _meta_model(name, num_classes)
     if resolution is None:
-        raise EffnetFastError("count: resolution must be given for a module, got None")
+        raise EffnetFastError("count: resolution: expected a size for a module, got None")
     _check_resolution(resolution)
     modes = {module: module.training for module in model.modules()}
     try:

@@ -31,11 +31,11 @@ def check_images(x: Tensor, channels: int | None) -> None:
     mixed-precision parameters change both on the way there.
     """
     if x.dim() != 4:
-        raise EffnetFastError(f"EfficientNet: x must be [N, C, H, W], got shape {list(x.shape)}")
+        raise EffnetFastError(f"EfficientNet: x: expected [N, C, H, W], got shape {list(x.shape)}")
     if channels is not None and x.shape[1] != channels:
-        raise EffnetFastError(f"EfficientNet: x must have {channels} channels, got shape {list(x.shape)}")
+        raise EffnetFastError(f"EfficientNet: x: expected {channels} channels, got shape {list(x.shape)}")
     if not x.is_floating_point():
-        raise EffnetFastError(f"EfficientNet: x must be floating point and normalized, got {x.dtype}")
+        raise EffnetFastError(f"EfficientNet: x: expected floating point, normalized images, got {x.dtype}")
 
 
 # The checks look at values that torch.fx does not know while it traces.
@@ -72,7 +72,7 @@ class EfficientNet(nn.Module):
             raise EffnetFastError("EfficientNet: stages must not be empty")
         if not isinstance(num_classes, int) or num_classes < 1:
             raise EffnetFastError(
-                f"EfficientNet: num_classes must be a positive integer, got {num_classes!r}"
+                f"EfficientNet: num_classes: expected a positive integer, got {num_classes!r}"
             )
         check_probability("EfficientNet", "dropout", dropout)
         check_probability("EfficientNet", "stochastic_depth_prob", stochastic_depth_prob)

@@ -32,7 +32,7 @@ class CompoundScaling(NamedTuple):
 
 def _number(name: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise EffnetFastError(f"compound_scaling: {name} must be a finite number, got {value!r}")
+        raise EffnetFastError(f"compound_scaling: {name}: expected a finite number, got {value!r}")
     return float(value)
 
 
@@ -60,11 +60,11 @@ def compound_scaling(
     """
     phi = _number("phi", phi)
     if phi < 0:
-        raise EffnetFastError(f"compound_scaling: phi must be 0 or greater, got {phi:g}")
+        raise EffnetFastError(f"compound_scaling: phi: expected a number >= 0, got {phi:g}")
     bases = {name: _number(name, v) for name, v in (("alpha", alpha), ("beta", beta), ("gamma", gamma))}
     for name, base in bases.items():
         if base <= 1:
-            raise EffnetFastError(f"compound_scaling: {name} must be greater than 1, got {base:g}")
+            raise EffnetFastError(f"compound_scaling: {name}: expected a number above 1, got {base:g}")
     try:
         depth, width, resolution = (base**phi for base in bases.values())
         flops = depth * width**2 * resolution**2

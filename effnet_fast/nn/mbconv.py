@@ -29,7 +29,7 @@ GATES: dict[str, type[nn.Module]] = {"sigmoid": nn.Sigmoid, "hardsigmoid": nn.Ha
 
 def _lookup(table: dict[str, type[nn.Module]], op: str, argument: str, name: str) -> type[nn.Module]:
     if name not in table:
-        raise EffnetFastError(f"{op}: {argument} must be one of {', '.join(table)}, got {name!r}")
+        raise EffnetFastError(f"{op}: {argument}: expected one of {', '.join(table)}, got {name!r}")
     return table[name]
 
 
@@ -126,7 +126,7 @@ class StochasticDepth(nn.Module):
 def check_probability(op: str, argument: str, value: float) -> None:
     """Raises EffnetFastError unless ``value`` is a number from 0 to 1."""
     if not isinstance(value, (int, float)) or not 0.0 <= value <= 1.0:
-        raise EffnetFastError(f"{op}: {argument} must be between 0 and 1, got {value!r}")
+        raise EffnetFastError(f"{op}: {argument}: expected a number from 0 to 1, got {value!r}")
 
 
 class MBConv(nn.Module):
@@ -165,11 +165,15 @@ class MBConv(nn.Module):
     ) -> None:
         super().__init__()
         if stride not in (1, 2):
-            raise EffnetFastError(f"MBConv: stride must be 1 or 2, got {stride!r}")
+            raise EffnetFastError(f"MBConv: stride: expected 1 or 2, got {stride!r}")
         if kernel_size < 1 or kernel_size % 2 == 0:
-            raise EffnetFastError(f"MBConv: kernel_size must be odd and positive, got {kernel_size!r}")
+            raise EffnetFastError(
+                f"MBConv: kernel_size: expected an odd positive number, got {kernel_size!r}"
+            )
         if squeeze_channels < 0:
-            raise EffnetFastError(f"MBConv: squeeze_channels must be 0 or greater, got {squeeze_channels!r}")
+            raise EffnetFastError(
+                f"MBConv: squeeze_channels: expected a number >= 0, got {squeeze_channels!r}"
+            )
         channels = round(in_channels * expand_ratio)
         layers: list[nn.Module] = []
         if channels != in_channels:

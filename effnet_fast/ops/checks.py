@@ -17,7 +17,7 @@ _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 def fail(op: str, argument: str, expected: str, got: object) -> EffnetFastError:
     """The error to raise, in the one form all ops use."""
-    return EffnetFastError(f"effnet_fast.{op}: {argument} must be {expected}, got {got}")
+    return EffnetFastError(f"effnet_fast.{op}: {argument}: expected {expected}, got {got}")
 
 
 def describe(t: object) -> str:

@@ -73,7 +73,7 @@ def conv_bn_act(
     checks.check_activation(op, "act", act)
     layer = Layer(_pair(op, "stride", stride, 1), _pair(op, "padding", padding, 0), act)
     if min(_output_shape(x, weight, layer)) < 1 <= min(x.shape):
-        raise checks.fail(op, "x", f"large enough for {tuple(weight.shape[2:])}", checks.describe(x))
+        raise checks.fail(op, "x", f"an image large enough for {tuple(weight.shape[2:])}", checks.describe(x))
     if inference is None:
         wants_grad = any(t is not None and t.requires_grad for t in (x, weight, bn.weight, bn.bias))
         inference = not bn.training and not (torch.is_grad_enabled() and wants_grad)

@@ -1,7 +1,7 @@
 """The MBConv block as a sequence of kernels: inference, training forward, training backward.
 
 Nothing here knows autograd or modules: tensors in, tensors out, each step on the backend that
-:mod:`effnet_fast.dispatch` picks. The backward's derivation is section 7 of docs/design.md.
+:mod:`effnet_fast.dispatch` picks. The backward's derivation is section 8 of docs/design.md.
 """
 
 from __future__ import annotations

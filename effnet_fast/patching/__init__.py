@@ -64,10 +64,10 @@ def patch(
             The model is left as it was.
     """
     if not isinstance(model, nn.Module):
-        raise EffnetFastError(f"patch: model must be a torch.nn.Module, got {type(model).__name__}")
+        raise EffnetFastError(f"patch: model: expected a torch.nn.Module, got {type(model).__name__}")
     if recompute_expand not in (None, False, True):
         raise EffnetFastError(
-            f"patch: recompute_expand must be True, False or None, got {recompute_expand!r}"
+            f"patch: recompute_expand: expected True, False or None, got {recompute_expand!r}"
         )
     found = [
         (name, block) for name, block in candidates(model) if filter_fn is None or filter_fn(block, name)
@@ -178,7 +178,7 @@ def report(model: nn.Module) -> Report:
         EffnetFastError: ``model`` is not a module.
     """
     if not isinstance(model, nn.Module):
-        raise EffnetFastError(f"report: model must be a torch.nn.Module, got {type(model).__name__}")
+        raise EffnetFastError(f"report: model: expected a torch.nn.Module, got {type(model).__name__}")
     rows = [_row(name, block, must_be_patched=True) for name, block in candidates(model)]
     for name, program in _programs(model):
         rows.append(ReportRow(name, type(program).__name__, "fused", program.backend, ""))

@@ -64,10 +64,10 @@ def register_block(block_class: type[nn.Module], adapter: Adapter) -> None:
     """
     if not (isinstance(block_class, type) and issubclass(block_class, nn.Module)):
         raise EffnetFastError(
-            f"register_block: block_class must be a subclass of nn.Module, got {block_class!r}"
+            f"register_block: block_class: expected a subclass of nn.Module, got {block_class!r}"
         )
     if not callable(adapter):
-        raise EffnetFastError(f"register_block: adapter must be callable, got {type(adapter).__name__}")
+        raise EffnetFastError(f"register_block: adapter: expected a callable, got {type(adapter).__name__}")
     _adapters[block_class] = adapter
     _known.discard(block_class)
 

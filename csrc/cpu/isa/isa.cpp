@@ -70,8 +70,6 @@ Isa best_isa(Isa wanted) {
 
 Isa supported_isa(Isa wanted) { return std::min(best_isa(wanted), wanted); }
 
-const char* isa_name(Isa isa) { return kNames[static_cast<int>(isa)]; }
-
 Isa active_isa() { return current_isa().load(std::memory_order_relaxed); }
 
 void set_active_isa(Isa isa) { current_isa().store(supported_isa(isa), std::memory_order_relaxed); }

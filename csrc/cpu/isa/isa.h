@@ -63,9 +63,6 @@ Isa supported_isa(Isa wanted);
 // Asking for more than the CPU has gives what it has.
 Isa active_isa();
 
-// Its name, as in EFFNET_FAST_CPU_ISA.
-const char* isa_name(Isa isa);
-
 // Forces an instruction set for the whole process (tests, measurements).
 void set_active_isa(Isa isa);
 

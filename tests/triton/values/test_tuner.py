@@ -79,7 +79,7 @@ def test_a_cache_folder_that_cannot_be_written_is_told_before_measuring(tmp_path
 
 
 def test_refuses_with_the_reason():
-    with pytest.raises(EffnetFastError, match="model must be one of b0"):
+    with pytest.raises(EffnetFastError, match="model: expected one of b0"):
         tuner.tune("b9")
     with pytest.raises(EffnetFastError, match="float64 is not"):
         tuner.tune("b0", torch.float64, device="cpu")
