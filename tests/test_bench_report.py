@@ -121,6 +121,16 @@ def test_text_and_figures(
         assert (tmp_path / "png" / name).read_bytes().startswith(b"\x89PNG")
 
 
+def test_numbers_beside_bars() -> None:
+    assert [axis.measured(value) for value in (1.081, 18, 35.2, 990, 1782.4)] == [
+        "1.08",
+        "18.0",
+        "35.2",
+        "990",
+        "1782",
+    ]
+
+
 def test_later_files_replace_earlier_ones(measured: Path, tmp_path: Path) -> None:
     data = results.read(measured)
     data["rows"] = [make_row("effnet-fast", 20.0, batch=1)]

@@ -72,3 +72,8 @@ def number(value: float) -> str:
         if abs(value) >= size:
             return f"{value / size:.3g}{letter}"
     return f"{value:.3g}"
+
+
+def measured(value: float) -> str:
+    """Beside others of its kind: 3 digits or more, zeros at the end kept, no letters for thousands."""
+    return f"{value:.0f}" if value >= 100 else f"{value:#.3g}"

@@ -8,7 +8,7 @@ from .. import results
 from ..providers import PROVIDERS, is_ours
 from ..stats import geometric_mean
 from . import svg
-from .axis import number
+from .axis import measured
 from .data import Row, duels, group, shape_job
 from .markup import figure, grid, scientific
 from .style import style_of
@@ -42,7 +42,7 @@ def _over_batch(rows: list[Row], quantity: str, label: str) -> list[str]:
         elif members:
             ordered = sorted(members, key=lambda row: -row[quantity])
             chart = [
-                svg.Bar(row["provider"], row[quantity], style_of(row["provider"]), number(row[quantity]))
+                svg.Bar(row["provider"], row[quantity], style_of(row["provider"]), measured(row[quantity]))
                 for row in ordered
             ]
             title = f"{title}, batch {members[0]['batch']}: {label}"

@@ -55,10 +55,10 @@ def _headline(device: Device) -> str:
     for (mode, dtype), found in kinds.items():
         speeds = [duel.speedup for duel in found]
         lost = sum(speed < 1 for speed in speeds)
-        items.append(
-            f"<li>{escape(mode)}, {escape(dtype)}: <b>{geometric_mean(speeds):.2f}&times;</b> the fastest baseline "
-            f"(geometric mean of {len(found)}; {lost} lost, {min(speeds):.2f}&times; to {max(speeds):.2f}&times;)</li>"
-        )
+        spread = f"{min(speeds):.2f}&times; to {max(speeds):.2f}&times;"
+        several = f"geometric mean of {len(found)}; {lost} lost, {spread}" if len(found) > 1 else "one job"
+        mean = f"<b>{geometric_mean(speeds):.2f}&times;</b> the fastest baseline"
+        items.append(f"<li>{escape(mode)}, {escape(dtype)}: {mean} ({several})</li>")
     return f'<ul class="headline">{"".join(items)}</ul>' if items else ""
 
 
