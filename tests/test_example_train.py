@@ -84,6 +84,7 @@ def accuracy(output: Path) -> float:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1600)
 def test_the_documented_command_learns_the_digits(tmp_path: Path) -> None:
     """The command of docs/training.md as it stands there. With constant averages it ended at chance."""
     lines = (ROOT / "docs/training.md").read_text().splitlines()

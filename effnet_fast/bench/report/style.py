@@ -86,6 +86,7 @@ text{font:13px system-ui,sans-serif;fill:var(--fg)}
 text.axis{fill:var(--muted)}
 @media (max-width:600px){
  text{font-size:16px}
+ text.long{font-size:12px}
  main{padding:16px 10px 48px}
  table{font-size:.8rem}
  th,td{padding:5px 6px}

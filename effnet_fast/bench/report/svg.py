@@ -166,7 +166,9 @@ def _base(index: int) -> int:
 
 
 def _label(index: int, row: Bar) -> str:
-    return _text(LABEL_WIDTH - 6, _base(index), row.label, "end")
+    return _text(
+        LABEL_WIDTH - 6, _base(index), row.label, "end", "axis long" if len(row.label) > 20 else "axis"
+    )
 
 
 def _bar(index: int, row: Bar, start: float, end: float) -> str:
