@@ -23,11 +23,13 @@ endif
 EFFNET_FAST_CUDA_ARCHS ?= all
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test fuzz lint format build bench publish gpu clean
+.PHONY: help setup demo test test-min test-core test-full fuzz lint format build bench publish gpu clean
 
 help:
 	@echo "make demo    classify photos with stock and patched networks, side by side"
 	@echo "make test    build for the CPU and every CUDA architecture, lint, run all tests"
+	@echo "make test-min   the tests of what touches torch and Triton with the oldest ones there are kernels for (.venv-min)"
+	@echo "make test-full  make test with what takes hours: every launch of B0 to B7 compiled for every architecture"
 	@echo "make fuzz    random operations and models for half an hour (FUZZ_SECONDS)"
 	@echo "make build   the native libraries only (CUDA needs nvcc; .venv gets one from PyPI if there is none)"
 	@echo "make bench   this machine's benchmarks, results and a page under build/bench (20 minutes; an idle machine, please)"
@@ -58,9 +60,10 @@ $(VENV)/.demo: pyproject.toml | $(VENV)/.setuptools
 	  $(INSTALL) -e ".[demo,build]"; }
 	@touch $@
 
-$(VENV)/.dev: pyproject.toml | $(VENV)/.setuptools
+DEV := -e ".[dev]"
+$(VENV)/.dev: pyproject.toml tests/requirements-min.txt | $(VENV)/.setuptools
 	@echo "installing torch and the development packages into $(VENV) (minutes, the first time)"
-	$(INSTALL) -e ".[dev]"
+	$(INSTALL) $(DEV)
 	@touch $@
 
 setup: $(VENV)/.dev
@@ -98,6 +101,20 @@ format: $(VENV)/.dev
 test: build lint
 	$(BIN)/python -m pytest
 
+# The same with the oldest torch and Triton there are kernels for, in an environment of its own. The libraries are those of
+# `make build` if they are there, because one built with any torch serves every other; else they are built with this one.
+test-min:
+	$(MAKE) --no-print-directory VENV=.venv-min DEV='-e ".[build,nvcc]" -r tests/requirements-min.txt' test-core
+
+CORE := $(addprefix tests/,fake_cuda test_compiled.py test_conv_layer.py test_cuda_backend.py test_dispatch.py test_exact.py \
+  test_fused_models.py test_mbconv_module.py test_model_usage.py test_ops.py test_patching.py test_patching_life.py \
+  test_reference.py test_training.py triton)
+test-core: build
+	$(BIN)/python -m pytest $(CORE)
+
+test-full: build
+	$(BIN)/python -m pytest --full
+
 # Half an hour of random cases, or as long as FUZZ_SECONDS says.
 FUZZ_SECONDS ?= 1800
 fuzz: build
@@ -116,4 +133,4 @@ gpu:
 
 clean:
 	rm -rf build dist $(LIB) *.egg-info
-	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+	find . -name __pycache__ -not -path './$(VENV)/*' -not -path './.venv-min/*' -prune -exec rm -rf {} +

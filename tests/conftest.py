@@ -112,6 +112,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--fuzz-seconds", type=float, help="share this time between the property-based tests (make fuzz)"
     )
+    parser.addoption("--full", action="store_true", help="also the tests that take hours (make test-full)")
 
 
 fuzz_tests = pytest.StashKey[int]()
@@ -131,6 +132,10 @@ def fuzz(request: pytest.FixtureRequest) -> Iterator[Callable[..., None]]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--full"):
+        left_out = [item for item in items if item.get_closest_marker("full")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
     config.stash[fuzz_tests] = sum("fuzz" in getattr(item, "fixturenames", ()) for item in items)
     gpu_tests = [item for item in items if item.get_closest_marker("gpu")]
     if gpu_tests and not torch.cuda.is_available():
