@@ -25,6 +25,7 @@ from .kernels.configs import Config
 version = 0
 
 _forced: dict[str, Config | None] = {}
+_pretended: list[str] = []
 _watchers: list[set[tuple[str, int]]] = []
 _chosen: dict[tuple[object, ...], Config | None] = {}
 _tuned: dict[str, dict[str, Config | None]] = {}
@@ -78,6 +79,8 @@ def _choose(kernel: str, dtype: torch.dtype, device: torch.device, size: int) ->
 
 def architecture(device: torch.device) -> str:
     """``sm_90`` and so on; ``cpu`` where the interpreter runs."""
+    if _pretended:
+        return _pretended[-1]
     if device.type != "cuda":
         return device.type
     return "sm_{}{}".format(*torch.cuda.get_device_capability(device))
@@ -167,6 +170,18 @@ def force(kernel: str, config: Config | None) -> Iterator[None]:
         del _forced[kernel]
         if previous is not missing:
             _forced[kernel] = previous  # type: ignore[assignment]
+
+
+@contextmanager
+def pretend(name: str) -> Iterator[None]:
+    """Within the block, configurations are those of the architecture ``name`` (``sm_90``), whatever the device."""
+    _pretended.append(name)
+    forget()
+    try:
+        yield
+    finally:
+        _pretended.pop()
+        forget()
 
 
 @contextmanager

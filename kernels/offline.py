@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -73,6 +73,13 @@ def _source(launch: Launch) -> ASTSource:
             if value % 16 == 0:
                 attributes[(index,)] = [["tt.divisibility", 16]]
     return ASTSource(launch.kernel, signature, constants, attributes)
+
+
+def specialization(launch: Launch) -> Hashable:
+    """Equal for launches that compile to the same code."""
+    source = _source(launch)
+    parts = (source.signature, source.constants, source.attrs, _options(launch))
+    return launch.name, *(tuple((key, str(value)) for key, value in part.items()) for part in parts)
 
 
 def _options(launch: Launch) -> dict[str, Any]:

@@ -1,0 +1,116 @@
+"""The launches of real networks, B0 to B7 at several batches, recorded on meta tensors and compiled offline.
+
+:mod:`.coverage` has every variant of every kernel once, at small sizes; a compiler does not treat all sizes alike (an
+argument of 1 is a constant, a multiple of 16 is known to be one), and loops that run once there run often here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+
+from .. import tuner, tuning
+from ..models.config import VARIANTS, Stage, scaled_stages
+from ..ops import conv_bn_act_kernels as layers
+from ..ops import mbconv_kernels as blocks
+from . import launchers
+from .launch import intercept
+from .offline import Launch, Report, compile_launch, specialization
+
+MODELS = tuple(VARIANTS)
+BATCHES = (1, 32, 256)
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+class Case(NamedTuple):
+    """A launch that compiles to code of its own, and where it was first met."""
+
+    launch: Launch
+    where: str
+
+
+def cases(
+    capability: int,
+    models: tuple[str, ...] = MODELS,
+    batches: tuple[int, ...] = BATCHES,
+    dtypes: tuple[torch.dtype, ...] = DTYPES,
+) -> list[Case]:
+    """Every distinct specialization that a forward, a training step or an inference of these networks launches."""
+    found: dict[Hashable, Case] = {}
+    with tuning.pretend(f"sm_{capability}"):
+        for dtype in dtypes:
+            if dtype == torch.bfloat16 and capability < 80:
+                continue
+            for model in models:
+                for batch in batches:
+                    for where, launch in network(model, batch, dtype):
+                        place = f"{model} batch {batch} {str(dtype).removeprefix('torch.')} {where}"
+                        found.setdefault(specialization(launch), Case(launch, place))
+    return list(found.values())
+
+
+def network(model: str, batch: int, dtype: torch.dtype) -> Iterator[tuple[str, Launch]]:
+    """(where, launch) of a training step and an inference, first and repeated blocks of every stage, stem and head."""
+    variant = VARIANTS[model]
+    size = -(-variant.resolution // 2)
+    stages = scaled_stages(variant.width_mult, variant.depth_mult)
+    yield from _named(
+        "stem", lambda: _layer(3, stages[0].in_channels, 3, 2, variant.resolution, batch, dtype)
+    )
+    for number, stage in enumerate(stages, 1):
+        yield from _named(f"stage {number}", lambda: _block(stage, size, batch, dtype))  # noqa: B023
+        size = -(-size // stage.stride)
+        if stage.repeats > 1:
+            again = stage._replace(in_channels=stage.out_channels, stride=1)
+            yield from _named(f"stage {number}, repeated", lambda: _block(again, size, batch, dtype))  # noqa: B023
+    last = stages[-1].out_channels
+    yield from _named("head", lambda: _layer(last, 4 * last, 1, 1, size, batch, dtype))
+
+
+def _named(where: str, run: Callable[[], None]) -> Iterator[tuple[str, Launch]]:
+    caught: list[Launch] = []
+    before = blocks._runner, layers._runner
+    blocks._runner = layers._runner = lambda *_: lambda op, **facts: getattr(launchers, op)  # type: ignore[assignment]
+    try:
+        with intercept(lambda *launch: caught.append(Launch(*launch))):
+            run()
+    finally:
+        blocks._runner, layers._runner = before
+    for launch in caught:
+        # A GPU's own setting for convolutions in fp32; meta tensors know of none.
+        if launch.meta.get("PRECISION") == "ieee" and launch.arguments[0].dtype == torch.float32:
+            launch = launch._replace(meta={**launch.meta, "PRECISION": "tf32"})
+        yield where, launch
+
+
+def _block(stage: Stage, size: int, batch: int, dtype: torch.dtype) -> None:
+    x, weights, settings = tuner.random_block(stage, size, dtype, batch, torch.device("meta"))
+    row_scale = torch.empty(batch, device="meta") if settings.residual else None
+    y, saved = blocks.training_forward(x, weights, settings, row_scale)
+    needs = blocks.Needs(True, True, True, True)
+    blocks.training_backward(y, x, saved, weights, settings, row_scale, needs)
+    blocks.inference(x, weights, settings, None)
+
+
+def _layer(cin: int, cout: int, kernel: int, stride: int, size: int, batch: int, dtype: torch.dtype) -> None:
+    meta: dict[str, Any] = {"device": "meta"}
+    x = torch.empty((batch, cin, size, size), dtype=dtype, memory_format=torch.channels_last, **meta)
+    weight = torch.empty((cout, cin, kernel, kernel), dtype=dtype, **meta)
+    bn = blocks.BatchNorm(*(torch.empty(cout, **meta) for _ in range(4)), 1e-3, True)  # type: ignore[arg-type]
+    layer = layers.Layer((stride, stride), (kernel // 2, kernel // 2), "silu")
+    y, z, stats = layers.training_forward(x, weight, bn, layer)[:3]
+    layers.training_backward(y, x, z, stats, weight, True, layer, kernel == 1, True)
+    layers.inference(x, weight, bn._replace(training=False), layer)
+
+
+def problem(case: Case, capability: int) -> tuple[Report | None, str]:
+    """What became of a case, and what is wrong with it: "" if it neither spills nor has a stack."""
+    try:
+        report = compile_launch(case.launch, capability)
+    except Exception as error:  # A compiler fails in many ways; each is a finding, not the end.
+        return None, f"{case.launch.name}, {case.where}: does not compile: {error!r}"[:500]
+    if report.spills == 0:
+        return report, ""
+    return report, f"{case.launch.name}, {case.where}: {report.spills} bytes of stack, {case.launch.meta}"

@@ -1,0 +1,60 @@
+"""The launches of B0 to B7 at batch 1, 32 and 256 compile without spills or stack; a sample always, all in make test-full."""
+
+from __future__ import annotations
+
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from effnet_fast.kernels import configs, recorded
+from effnet_fast.kernels.compile_matrix import ARCHITECTURES
+from effnet_fast.kernels.runtime import INTERPRET
+
+pytestmark = pytest.mark.skipif(INTERPRET, reason="interpreted kernels cannot be compiled")
+
+# What the workers of a pool inherit: launches hold jit functions, which do not pickle.
+_cases: list[recorded.Case] = []
+
+
+def _problem(arguments: tuple[int, int]) -> str:
+    number, capability = arguments
+    return recorded.problem(_cases[number], capability)[1]
+
+
+@pytest.mark.slow
+def test_sample_has_no_stack() -> None:
+    """Of every kernel what B0 launches at batch 256 in bf16."""
+    heaviest = {case.launch.name: case for case in recorded.cases(90, ("b0",), (256,), (torch.bfloat16,))}
+    assert set(heaviest) == set(configs.TABLE)
+    bad = [recorded.problem(case, 90)[1] for case in heaviest.values()]
+    assert not any(bad), "\n".join(filter(None, bad))
+
+
+@pytest.mark.full
+@pytest.mark.timeout(0)
+@pytest.mark.parametrize("dtype", recorded.DTYPES, ids=str)
+@pytest.mark.parametrize("capability", ARCHITECTURES)
+def test_nothing_has_a_stack(capability: int, dtype: torch.dtype) -> None:
+    _cases[:] = recorded.cases(capability, dtypes=(dtype,))
+    if not _cases:
+        pytest.skip("no bfloat16 there")
+    jobs = [(number, capability) for number in range(len(_cases))]
+    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("fork")) as pool:
+        bad = [problem for problem in pool.map(_problem, jobs) if problem]
+    assert not bad, f"{len(bad)} of {len(jobs)}\n" + "\n".join(bad)
+
+
+def test_recording_sees_what_sizes_do() -> None:
+    """Batch 1 makes other code than batch 256, an architecture's own configurations are used, both ways are there."""
+    one, many = (recorded.cases(90, ("b0",), (batch,), (torch.bfloat16,)) for batch in (1, 256))
+    assert {case.launch.name for case in many} == set(configs.TABLE)
+    names = [case.launch.name for case in recorded.cases(90, ("b0",), (1, 256), (torch.bfloat16,))]
+    assert len(names) > max(len(one), len(many))
+    turing = recorded.cases(75, ("b0",), (1,), (torch.float16,))
+    hopper = recorded.cases(90, ("b0",), (1,), (torch.float16,))
+    assert {str(case.launch.meta) for case in turing} != {str(case.launch.meta) for case in hopper}
+    assert not recorded.cases(75, ("b0",), (1,), (torch.bfloat16,))
