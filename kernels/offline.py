@@ -26,7 +26,7 @@ from triton.runtime import driver
 #: Shared memory a block may have, in bytes (CUDA C++ programming guide, technical specifications).
 SHARED_LIMIT = {75: 64 << 10, 80: 163 << 10, 90: 227 << 10, 100: 227 << 10, 120: 99 << 10}
 
-_TYPES = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16"}
+_TYPES = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.int64: "*i64"}
 _TENSOR_CORE = re.compile(r"\b(wgmma|tcgen05\.mma|mma\.sync)")
 _WIDE = re.compile(r"\b(?:ld\.global\S*\.v(?:4\.b32|2\.b64)|cp\.async\.\S+ .*, 0x10,|cp\.async\.bulk)")
 

@@ -7,6 +7,7 @@ argument of 1 is a constant, a multiple of 16 is known to be one), and loops tha
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +16,7 @@ from .. import tuner, tuning
 from ..models.config import VARIANTS, Stage, scaled_stages
 from ..ops import conv_bn_act_kernels as layers
 from ..ops import mbconv_kernels as blocks
+from ..types import Running
 from . import launchers
 from .launch import intercept
 from .offline import Launch, Report, compile_launch, specialization
@@ -22,6 +24,8 @@ from .offline import Launch, Report, compile_launch, specialization
 MODELS = tuple(VARIANTS)
 BATCHES = (1, 32, 256)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+#: "frozen": a training step with the BatchNorms in inference mode.
+MODES = ("training", "frozen", "inference")
 
 
 class Case(NamedTuple):
@@ -37,7 +41,7 @@ def cases(
     batches: tuple[int, ...] = BATCHES,
     dtypes: tuple[torch.dtype, ...] = DTYPES,
 ) -> list[Case]:
-    """Every distinct specialization that a forward, a training step or an inference of these networks launches."""
+    """Every distinct specialization that calls of these networks launch, in every mode."""
     found: dict[Hashable, Case] = {}
     with tuning.pretend(f"sm_{capability}"):
         for dtype in dtypes:
@@ -51,22 +55,23 @@ def cases(
     return list(found.values())
 
 
-def network(model: str, batch: int, dtype: torch.dtype) -> Iterator[tuple[str, Launch]]:
-    """(where, launch) of a training step and an inference, first and repeated blocks of every stage, stem and head."""
+def network(
+    model: str, batch: int, dtype: torch.dtype, modes: tuple[str, ...] = MODES
+) -> Iterator[tuple[str, Launch]]:
+    """(where, launch) of calls of a network: first and repeated blocks of every stage, stem and head."""
     variant = VARIANTS[model]
     size = -(-variant.resolution // 2)
     stages = scaled_stages(variant.width_mult, variant.depth_mult)
-    yield from _named(
-        "stem", lambda: _layer(3, stages[0].in_channels, 3, 2, variant.resolution, batch, dtype)
-    )
+    stem = _Layer(3, stages[0].in_channels, 3, 2)
+    yield from _named("stem", partial(stem.run, variant.resolution, batch, dtype, modes))
     for number, stage in enumerate(stages, 1):
-        yield from _named(f"stage {number}", lambda: _block(stage, size, batch, dtype))  # noqa: B023
+        yield from _named(f"stage {number}", partial(_block, stage, size, batch, dtype, modes))
         size = -(-size // stage.stride)
         if stage.repeats > 1:
             again = stage._replace(in_channels=stage.out_channels, stride=1)
-            yield from _named(f"stage {number}, repeated", lambda: _block(again, size, batch, dtype))  # noqa: B023
+            yield from _named(f"stage {number}, repeated", partial(_block, again, size, batch, dtype, modes))
     last = stages[-1].out_channels
-    yield from _named("head", lambda: _layer(last, 4 * last, 1, 1, size, batch, dtype))
+    yield from _named("head", partial(_Layer(last, 4 * last, 1, 1).run, size, batch, dtype, modes))
 
 
 def _named(where: str, run: Callable[[], None]) -> Iterator[tuple[str, Launch]]:
@@ -85,24 +90,49 @@ def _named(where: str, run: Callable[[], None]) -> Iterator[tuple[str, Launch]]:
         yield where, launch
 
 
-def _block(stage: Stage, size: int, batch: int, dtype: torch.dtype) -> None:
+def _block(stage: Stage, size: int, batch: int, dtype: torch.dtype, modes: tuple[str, ...]) -> None:
     x, weights, settings = tuner.random_block(stage, size, dtype, batch, torch.device("meta"))
     row_scale = torch.empty(batch, device="meta") if settings.residual else None
-    y, saved = blocks.training_forward(x, weights, settings, row_scale)
-    needs = blocks.Needs(True, True, True, True)
-    blocks.training_backward(y, x, saved, weights, settings, row_scale, needs)
-    blocks.inference(x, weights, settings, None)
+    norms = ("expand_bn", "depthwise_bn", "project_bn")
+    have = {name: bn for name in norms if (bn := getattr(weights, name)) is not None}
+    frozen = weights._replace(**{name: bn._replace(training=False) for name, bn in have.items()})
+    for mode, given in (("training", weights), ("frozen", frozen)):
+        if mode in modes:
+            running = tuple(_running(getattr(given, name)) for name in norms)
+            y, saved = blocks.training_forward(x, given, settings, row_scale, running)  # type: ignore[arg-type]
+            needs = blocks.Needs(True, True, True, True)
+            blocks.training_backward(y, x, saved, given, settings, row_scale, needs)
+    if "inference" in modes:
+        blocks.inference(x, frozen, settings, None)
 
 
-def _layer(cin: int, cout: int, kernel: int, stride: int, size: int, batch: int, dtype: torch.dtype) -> None:
-    meta: dict[str, Any] = {"device": "meta"}
-    x = torch.empty((batch, cin, size, size), dtype=dtype, memory_format=torch.channels_last, **meta)
-    weight = torch.empty((cout, cin, kernel, kernel), dtype=dtype, **meta)
-    bn = blocks.BatchNorm(*(torch.empty(cout, **meta) for _ in range(4)), 1e-3, True)  # type: ignore[arg-type]
-    layer = layers.Layer((stride, stride), (kernel // 2, kernel // 2), "silu")
-    y, z, stats = layers.training_forward(x, weight, bn, layer)[:3]
-    layers.training_backward(y, x, z, stats, weight, True, layer, kernel == 1, True)
-    layers.inference(x, weight, bn._replace(training=False), layer)
+class _Layer(NamedTuple):
+    """A convolution between input and blocks, or between blocks and pool."""
+
+    cin: int
+    cout: int
+    kernel: int
+    stride: int
+
+    def run(self, size: int, batch: int, dtype: torch.dtype, modes: tuple[str, ...]) -> None:
+        meta: dict[str, Any] = {"device": "meta"}
+        last = torch.channels_last
+        x = torch.empty((batch, self.cin, size, size), dtype=dtype, memory_format=last, **meta)
+        weight = torch.empty((self.cout, self.cin, self.kernel, self.kernel), dtype=dtype, **meta)
+        layer = layers.Layer((self.stride,) * 2, (self.kernel // 2,) * 2, "silu")
+        for mode in modes:
+            bn = blocks.BatchNorm(*torch.empty(4, self.cout, **meta).unbind(), 1e-3, mode == "training")  # type: ignore[call-arg]
+            if mode == "inference":
+                layers.inference(x, weight, bn, layer)
+                continue
+            y, z, stats = layers.training_forward(x, weight, bn, layer, _running(bn))
+            layers.training_backward(y, x, z, stats, weight, bn.training, layer, self.kernel == 1, True)
+
+
+def _running(bn: blocks.BatchNorm | None) -> Running | None:
+    if bn is None or not bn.training:
+        return None
+    return Running(bn.mean, bn.var, torch.empty((), dtype=torch.int64, device="meta"), 0.01)
 
 
 def problem(case: Case, capability: int) -> tuple[Report | None, str]:
