@@ -18,7 +18,17 @@ from torch import Tensor
 from . import build, native
 from .cuda_block import mbconv_inference as mbconv_inference
 from .reference.activations import ACTIVATIONS
-from .types import Affine, BatchNormGrad, ConvGrad, ConvOut, Norm, Padding, RunningNorm, SqueezeExciteGrad
+from .types import (
+    KERNEL_SIZES,
+    Affine,
+    BatchNormGrad,
+    ConvGrad,
+    ConvOut,
+    Norm,
+    Padding,
+    RunningNorm,
+    SqueezeExciteGrad,
+)
 
 _OPS = frozenset(("depthwise", "depthwise_backward", "squeeze_excite", "squeeze_excite_backward"))
 _NUMBER = {name: number for number, name in enumerate(ACTIVATIONS)}
@@ -37,7 +47,7 @@ def can_run(op: str, device: torch.device, dtype: torch.dtype, **facts: Any) -> 
         return False, f"it has depthwise and squeeze-and-excite only, no {op}"
     if dtype not in _DTYPES:
         return False, f"{dtype} is none of float32, float16, bfloat16"
-    if facts.get("kernel_size", 3) not in (3, 5, 7):
+    if facts.get("kernel_size", 3) not in KERNEL_SIZES:
         return False, f"its depthwise kernels are 3x3, 5x5 and 7x7, not {facts['kernel_size']}"
     if facts.get("stride", 1) not in (1, 2):
         return False, f"its depthwise strides are 1 and 2, not {facts['stride']}"

@@ -15,6 +15,9 @@ from torch import Tensor
 #: Four-sided zero padding, in the order of :func:`torch.nn.functional.pad`.
 Padding = tuple[int, int, int, int]  # left, right, top, bottom
 
+#: k of the k x k depthwise convolutions that have kernels.
+KERNEL_SIZES = (3, 5, 7)
+
 
 class Affine(NamedTuple):
     """``n = scale * z + shift`` per channel."""

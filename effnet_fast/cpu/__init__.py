@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from .. import native
+from ..types import KERNEL_SIZES
 from .block import mbconv_inference
 from .depthwise import depthwise, depthwise_backward
 from .passes import (
@@ -59,7 +60,7 @@ def can_run(op: str, device: torch.device, dtype: torch.dtype, **facts: Any) -> 
         return False, f"its kernels run on the CPU, not on {device.type}"
     if dtype not in (torch.float32, torch.bfloat16):
         return False, f"{dtype} is neither float32 nor bfloat16"
-    if facts.get("kernel_size", 3) not in (3, 5, 7):
+    if facts.get("kernel_size", 3) not in KERNEL_SIZES:
         return False, f"its depthwise kernels are 3x3, 5x5 and 7x7, not {facts['kernel_size']}"
     if facts.get("stride", 1) not in (1, 2):
         return False, f"its depthwise strides are 1 and 2, not {facts['stride']}"

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ShardedWeightError, UnsupportedBlockError
+from ..types import KERNEL_SIZES
 from .parts import ConvBN, ConvLayerParts, MBConvParts
 
 
@@ -63,7 +64,7 @@ def _check_block(parts: MBConvParts, tensors: list[Tensor | None], shapes: list[
     first, stencil, project = shapes[EXPAND], shapes[DEPTHWISE], shapes[PROJECT]
     if parts.depthwise.conv.groups != stencil[0] or stencil[1] != 1:
         raise UnsupportedBlockError("the depthwise convolution has a channel multiplier or wider groups")
-    if len(stencil) != 4 or stencil[2] != stencil[3] or stencil[2] not in (3, 5, 7):
+    if len(stencil) != 4 or stencil[2] != stencil[3] or stencil[2] not in KERNEL_SIZES:
         raise UnsupportedBlockError(f"depthwise kernel {tuple(stencil[2:])} is not 3x3, 5x5 or 7x7")
     channels, inputs = stencil[0], stencil[0]
     if first is not None:

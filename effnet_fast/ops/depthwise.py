@@ -8,12 +8,10 @@ import torch
 from torch import Tensor
 
 from .. import dispatch
-from ..types import ConvOut, Norm, accumulation_dtype
+from ..types import KERNEL_SIZES, ConvOut, Norm, accumulation_dtype
 from . import checks
 from .conv_autograd import as_weight, epilogue_backward, maybe_affine, merge_stats
 from .declare import differentiable, kernel_op
-
-KERNEL_SIZES = (3, 5, 7)
 
 
 def depthwise(

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..types import BatchNormStats, move_running
+from ..types import KERNEL_SIZES, BatchNormStats, move_running
 from . import checks
 from .declare import are_plain, shielded
 from .mbconv_kernels import BlockRunning, Settings, Weights
@@ -127,7 +127,7 @@ def _check(x: Tensor, weights: Weights, settings: Settings, row_scale: Tensor | 
     checks.check_image(op, "x", x)
     depthwise = weights.depthwise
     kernel = depthwise.shape[-1] if isinstance(depthwise, Tensor) and depthwise.dim() == 4 else 0
-    if kernel not in (3, 5, 7):
+    if kernel not in KERNEL_SIZES:
         raise checks.fail(
             op, "weights.depthwise", "[C, 1, k, k] with k in 3, 5, 7", checks.describe(depthwise)
         )
