@@ -121,6 +121,15 @@ def test_text_and_figures(
         assert (tmp_path / "png" / name).read_bytes().startswith(b"\x89PNG")
 
 
+def test_files_that_are_none_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "photo.json").write_bytes(b"\xff\xd8 no JSON")
+    for command in (["report"], ["bench", "b0", "--compare"]):
+        assert main([*command, str(tmp_path / "none.json")]) == 2
+        assert capsys.readouterr().err.endswith("cannot be read: No such file or directory\n")
+        assert main([*command, str(tmp_path / "photo.json")]) == 2
+        assert "no JSON" in capsys.readouterr().err
+
+
 def test_numbers_beside_bars() -> None:
     assert [axis.measured(value) for value in (1.081, 18, 35.2, 990, 1782.4)] == [
         "1.08",

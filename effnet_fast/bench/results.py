@@ -133,8 +133,10 @@ def read(path: Path) -> dict[str, Any]:
     """
     try:
         data = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise EffnetFastError(f"{path}: cannot be read: {error}") from error
+    except OSError as error:
+        raise EffnetFastError(f"{path}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise EffnetFastError(f"{path}: expected the JSON of `effnet-fast bench`, got no JSON") from error
     rows = data.get("rows") if isinstance(data, dict) else None
     ok = isinstance(rows, list) and all(isinstance(row, dict) and not set(KEY) - set(row) for row in rows)
     if not ok or not isinstance(data.get("environment"), dict):

@@ -101,8 +101,12 @@ def _identity(row: Row) -> tuple[Any, ...]:
 def _read(path: Path) -> Row:
     try:
         data = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise EffnetFastError(f"report: {path} cannot be read: {error}") from error
+    except OSError as error:
+        raise EffnetFastError(f"report: {path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise EffnetFastError(
+            f"report: expected the JSON of `effnet-fast bench` or of `pytest benchmarks`, got {path}, which is no JSON"
+        ) from error
     if isinstance(data, dict) and "benchmarks" in data and isinstance(data.get("environment"), dict):
         return data
     return results.read(path)
