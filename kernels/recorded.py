@@ -101,7 +101,8 @@ def _block(stage: Stage, size: int, batch: int, dtype: torch.dtype, modes: tuple
             running = tuple(_running(getattr(given, name)) for name in norms)
             y, saved = blocks.training_forward(x, given, settings, row_scale, running)  # type: ignore[arg-type]
             needs = blocks.Needs(True, True, True, True)
-            blocks.training_backward(y, x, saved, given, settings, row_scale, needs)
+            learnt = (weights.expand, weights.depthwise, weights.project)
+            blocks.training_backward(y, x, saved, given, settings, row_scale, needs, learnt)
     if "inference" in modes:
         blocks.inference(x, frozen, settings, None)
 
