@@ -1,4 +1,4 @@
-"""Writes docs/kernels/triton.md: what the compiler makes of every Triton kernel, and what that should take.
+"""Writes docs/kernels/triton.md: what the compiler makes of every Triton kernel.
 
     python scripts/triton_compile_table.py
 
@@ -13,7 +13,6 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import triton
-import triton_predictions
 from effnet_fast.kernels import coverage
 from effnet_fast.kernels.compile_matrix import ARCHITECTURES, Result, jobs, run
 
@@ -53,7 +52,6 @@ def main() -> None:
     todo = [job for kernel in coverage.CASES for job in jobs(kernel, everything=True)]
     with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as workers:
         results = [result for batch in workers.map(run, todo) for result in batch]
-        predictions = triton_predictions.predict(workers)
     table: dict[tuple[str, int], list[Result]] = defaultdict(list)
     for result in results:
         table[result.job.kernel, result.job.capability].append(result)
@@ -74,7 +72,6 @@ def main() -> None:
     for result in failed:
         job = result.job
         lines.append(f"\n- sm_{job.capability} {job.dtype} {job.kernel} {result.config}: {result.problem}")
-    lines += triton_predictions.section(predictions)
     PAGE.parent.mkdir(parents=True, exist_ok=True)
     PAGE.write_text("\n".join(lines) + "\n")
     print(f"{PAGE}: {len(results)} compilations, {len(failed)} with a problem")
