@@ -83,6 +83,12 @@ STABLE_TORCH_LIBRARY(effnet_fast_native, m) {
       "mbconv_prepare(Tensor x, Tensor?[] weights, float[] eps, int stride, int[] padding, int[] acts, int[] expand, "
       "int[] project) -> Tensor");
   m.def("mbconv_run(Tensor x, Tensor[] weights, Tensor prepared) -> Tensor");
+  // Recorded launches on CUDA (csrc/cuda/replay.cpp). What the kernels write is not in the schema: nobody who would
+  // have to know sees these calls.
+  m.def("replay_prepare(Tensor x, int tensors, int[] words) -> Tensor");
+  m.def("replay_launch(Tensor[] tensors, Tensor prepared) -> ()");
+  m.def("replay_facts(Tensor[] tensors) -> Tensor");
+  m.def("replay_same(Tensor[] tensors, Tensor facts) -> bool");
   // Forces an instruction set of the CPU kernels (their numbers: csrc/cpu/isa/isa.h; negative asks)
   // and returns the one in use.
   m.def("cpu_isa(int requested) -> int");

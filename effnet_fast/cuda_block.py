@@ -165,11 +165,11 @@ def _prepare(
     )
 
 
-def _slots(x: int, weight: int, y: int, tensors: tuple[Tensor | None, ...]) -> list[int | None]:
+def _slots(x: int, weight: int, y: int, tensors: tuple[Tensor | None, ...]) -> list[tuple[int, int] | None]:
     """The slots of the forward kernel's tensors, in its order."""
     norm = [weight + i for i in range(1, 5)]
     slots = [x, weight, y, None, None, _Slots.GATE, *norm, None, _Slots.X, None, None]
-    return [slot if t is not None else None for slot, t in zip(slots, tensors, strict=True)]
+    return [None if slot is None or t is None else (slot, 0) for slot, t in zip(slots, tensors, strict=True)]
 
 
 def _backends_fit(x: Tensor, weights: Weights, settings: Settings) -> bool:

@@ -78,16 +78,18 @@ class Prepared:
         with torch.cuda.device(device):
             self._launch(device, tensors)
 
-    def native(self, tensors: Sequence[Tensor | None], slots: Sequence[int | None]) -> list[int] | None:
-        """The launch as numbers, for native code that makes it (csrc/cuda/block.h); the kernel is compiled and loaded.
+    def native(
+        self, tensors: Sequence[Tensor | None], places: Sequence[tuple[int, int] | None]
+    ) -> list[int] | None:
+        """The launch as numbers, for native code that makes it (csrc/cuda/compiled.h); the kernel is compiled and loaded.
 
         Args:
-            tensors: as for a call, at multiples of 16 bytes; on the current GPU.
-            slots: the number that stands for each of them.
+            tensors: as for a call; on the current GPU.
+            places: of each of them, the number of the memory that it is in, and the bytes it begins at.
 
         Returns:
             The kernel's handle, programs, threads and bytes of shared memory, then a pair for each of its parameters:
-            1 and a slot, or 0 and a number's bits. ``None`` where only Triton's own launch will do.
+            the memory's number from 1 and bytes into it, or 0 and a number's bits. ``None`` where only Triton's own launch will do.
         """
         if not is_short():
             return None
@@ -103,21 +105,31 @@ class Prepared:
         if any(needs_more):
             return None
         words = [compiled.function, self.programs, 32 * metadata.num_warps, metadata.shared]
-        values = (*slots, *self.scalars)
+        values = (*places, *self.scalars)
         for index, kind in enumerate(compiled.src.signature.values()):
             if kind == "constexpr":
                 continue
             if kind[0] == "*":
-                words += (1, values[index])
+                place = values[index]
+                words += (0, 0) if place is None else (1 + place[0], place[1])
             else:
                 words += (0, int.from_bytes(struct.pack(_FORMATS[kind], values[index]), "little"))
         # Triton's kernels end with the addresses of two scratch memories, which these do not have.
         return [*words, 0, 0, 0, 0]
 
     def _launch(self, device: int, tensors: Sequence[Tensor | None]) -> None:
+        self._launch_shortly(device, tensors)
+        witness = recorder()
+        if witness is not None:
+            witness.launched(self, tensors)
+
+    def repeat(self, tensors: Sequence[Tensor | None]) -> None:
+        """The launch alone, for :mod:`effnet_fast.replay`."""
+        self._launch_shortly(next(t for t in tensors if t is not None).get_device(), tensors)
+
+    def _launch_shortly(self, device: int, tensors: Sequence[Tensor | None]) -> None:
         if device < 0 or not is_short():
             self._launch_by_triton(tensors)
-            _witnessed(self, tensors, None)
             return
         key: list[Any] = [device]
         addresses = 0
@@ -137,16 +149,10 @@ class Prepared:
             constants = (None,) * (len(self.kernel.arg_names) - len(tensors) - len(self.scalars))
             start = (compiled.run, compiled.function, compiled.packed_metadata)
             self._compiled[whole] = (*start, (*self.scalars, *constants))
-            _witnessed(self, tensors, self._compiled[whole])
             return
         run, function, metadata, rest = found
         stream = torch._C._cuda_getCurrentRawStream(device)
         run(self.programs, 1, 1, stream, function, metadata, None, None, None, *tensors, *rest)
-        _witnessed(self, tensors, found)
-
-    def repeat(self, tensors: Sequence[Tensor | None]) -> None:
-        """The launch alone, for :mod:`effnet_fast.replay`."""
-        self._launch(-1, tensors)
 
     def _launch_by_triton(self, tensors: Sequence[Tensor | None]) -> Any:
         arguments, options, grid = (*tensors, *self.scalars), {**self.meta, **_COMPILER}, (self.programs,)
@@ -156,12 +162,6 @@ class Prepared:
                 _ = self.kernel.warmup(*arguments, grid=grid, **options).run
         with unseen():
             return self.kernel[grid](*arguments, **options)
-
-
-def _witnessed(launch: Prepared, tensors: Sequence[Tensor | None], compiled: tuple[Any, ...] | None) -> None:
-    witness = recorder()
-    if witness is not None:
-        witness.launched(launch, tensors, compiled)
 
 
 def is_short() -> bool:

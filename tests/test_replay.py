@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import effnet_fast
 from effnet_fast import dispatch, replay, tuning, use_backend
+from effnet_fast.replay.program import Program
 
 
 @pytest.fixture(autouse=True)
@@ -19,8 +20,8 @@ def _no_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(replay, "devices", {"cpu"})
 
 
-def programs() -> list[replay.Program | None]:
-    return list(replay._programs.values())
+def programs() -> list[Program | None]:
+    return [program for variants in replay._programs.values() for _, program in variants]
 
 
 def step(block: nn.Module, x: Tensor, dy: Tensor) -> list[Tensor]:

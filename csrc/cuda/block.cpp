@@ -1,7 +1,6 @@
 // The dispatcher ops behind block.h.
 #include "block.h"
 
-#include <cuda.h>
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
@@ -14,56 +13,6 @@ namespace effnet::cuda {
 namespace {
 
 using torch::stable::accelerator::DeviceGuard;
-
-// Kernels compiled elsewhere are launched by the driver, which this library is not linked with: a machine may have
-// none.
-using LaunchKernel = CUresult (*)(CUfunction, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned,
-                                  CUstream, void**, void**);
-
-LaunchKernel launch_kernel() {
-  static const LaunchKernel found = [] {
-    void* function = nullptr;
-    cudaDriverEntryPointQueryResult result{};
-    STD_CUDA_CHECK(cudaGetDriverEntryPointByVersion("cuLaunchKernel", &function, 12000, cudaEnableDefault, &result));
-    STD_TORCH_CHECK(function != nullptr, "effnet_fast: the CUDA driver has no cuLaunchKernel");
-    return reinterpret_cast<LaunchKernel>(function);
-  }();
-  return found;
-}
-
-void launch(const CompiledKernel& kernel, void* const* slots, cudaStream_t stream) {
-  void* addresses[kMostArguments];
-  void* arguments[kMostArguments];
-  for (int i = 0; i < kernel.count; ++i) {
-    const KernelArgument& argument = kernel.arguments[i];
-    addresses[i] = argument.is_slot ? slots[argument.value] : nullptr;
-    // Numbers of 4 bytes are the lower half: every platform of CUDA is little-endian.
-    arguments[i] = argument.is_slot ? static_cast<void*>(&addresses[i]) : const_cast<int64_t*>(&argument.value);
-  }
-  const CUresult error = launch_kernel()(reinterpret_cast<CUfunction>(kernel.function), kernel.programs, 1, 1,
-                                         kernel.threads, 1, 1, kernel.shared_bytes, stream, arguments, nullptr);
-  STD_TORCH_CHECK(error == CUDA_SUCCESS, "effnet_fast.mbconv: a launch failed with CUDA error ",
-                  static_cast<int>(error));
-}
-
-CompiledKernel compiled_kernel(const Checks& checks, const std::vector<int64_t>& words, const char* argument) {
-  constexpr size_t kHead = 4;
-  CompiledKernel kernel{};
-  if (words.size() < kHead || words.size() % 2 != 0 || (words.size() - kHead) / 2 > kMostArguments) {
-    checks.fail(argument, "a kernel's handle, programs, threads, shared memory and pairs of numbers",
-                std::to_string(words.size()) + " numbers");
-  }
-  kernel.function = static_cast<uint64_t>(words[0]);
-  kernel.programs = static_cast<uint32_t>(words[1]);
-  kernel.threads = static_cast<uint32_t>(words[2]);
-  kernel.shared_bytes = static_cast<uint32_t>(words[3]);
-  for (size_t i = kHead; i < words.size(); i += 2) {
-    if (words[i] != 0 && (words[i + 1] < 0 || words[i + 1] >= kSlots))
-      checks.fail(argument, "the number of a tensor", std::to_string(words[i + 1]));
-    kernel.arguments[kernel.count++] = {words[i], words[i + 1]};
-  }
-  return kernel;
-}
 
 // Dense and, because the kernels are compiled for it, at an address of a multiple of 16.
 bool usable(const Tensor& t, bool image) {
@@ -172,8 +121,8 @@ Tensor mbconv_prepare(const Tensor& x, const std::vector<OptionalTensor>& weight
     block.gate_at = block.pooled_at + padded(se.images * se.parts * se.channels * 4);
     block.workspace_bytes = block.gate_at + padded(se.images * se.channels * 4);
   }
-  if (block.expands) block.expand = compiled_kernel(checks, expand, "expand");
-  block.project = compiled_kernel(checks, project, "project");
+  if (block.expands) block.expand = compiled_kernel(checks, expand.data(), expand.size(), kSlots, "expand");
+  block.project = compiled_kernel(checks, project.data(), project.size(), kSlots, "project");
   launch_kernel();
   Tensor prepared = torch::stable::empty({static_cast<int64_t>(sizeof(block))}, ScalarType::Byte);
   std::memcpy(prepared.mutable_data_ptr(), &block, sizeof(block));

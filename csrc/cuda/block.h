@@ -5,6 +5,7 @@
 
 #include <cstdint>
 
+#include "compiled.h"
 #include "depthwise.h"
 #include "squeeze_excite.h"
 
@@ -26,21 +27,6 @@ enum Slot : int32_t {
   kGate,
   kY,
   kSlots,
-};
-
-// An argument of a compiled kernel: a slot's address, or a number's bits.
-struct KernelArgument {
-  int64_t is_slot;
-  int64_t value;
-};
-
-constexpr int kMostArguments = 48;
-
-struct CompiledKernel {
-  uint64_t function;  // CUfunction
-  uint32_t programs, threads, shared_bytes;
-  int32_t count;
-  KernelArgument arguments[kMostArguments];
 };
 
 // What a tensor must be for the prepared launches to be right for it.

@@ -63,6 +63,10 @@ def _parameters(parts: MBConvParts) -> list[Tensor]:
     return [t for m in modules for t in (m.weight, m.bias) if t is not None]  # type: ignore[misc]
 
 
+#: Of :func:`backends_of`, by everything it asks.
+_answers: dict[tuple[Any, ...], tuple[str, str]] = {}
+
+
 @constant_result
 def backends_of(
     device: torch.device, dtype: torch.dtype, training: bool, statistics: bool, kernel: int, stride: int
@@ -71,6 +75,25 @@ def backends_of(
 
     Left to itself the package does not run a block on the reference kernels: PyTorch's own modules are faster.
     """
+    asked = (
+        device,
+        dtype,
+        training,
+        statistics,
+        kernel,
+        stride,
+        dispatch.forced_backends(),
+        dispatch.version,
+    )
+    found = _answers.get(asked)
+    if found is None:
+        found = _answers[asked] = _backends_of(*asked[:6])
+    return found
+
+
+def _backends_of(
+    device: torch.device, dtype: torch.dtype, training: bool, statistics: bool, kernel: int, stride: int
+) -> tuple[str, str]:
     facts = {"kernel_size": kernel, "stride": stride}
     wanted: list[tuple[str, dict[str, Any]]]
     wanted = [("depthwise", {"stats": statistics, **facts}), ("pointwise", {"stats": statistics})]
@@ -178,17 +201,22 @@ def _run_prepared(
     return cuda_block.run(cuda_block.key(x, settings, eps), x, [t for t in flat if t is not None])
 
 
-def _training_weights(parts: MBConvParts) -> Weights:
+def _training_weights(parts: MBConvParts, flat: list[Tensor | None]) -> Weights:
     """The modules' own tensors: the op rounds the weights itself, and makes each gradient in its own dtype."""
-    expand, depthwise, project, se = parts.expand, parts.depthwise, parts.project, parts.squeeze_excite
-    layers: tuple[Tensor | None, ...] = (None,) * 4
-    if se is not None:
-        layers = (se.fc1.weight, se.fc1.bias, se.fc2.weight, se.fc2.bias)
+
+    def norm(part: ConvBN | None, at: int) -> Any:
+        if part is None:
+            return None
+        batch = batch_statistics(part.bn)
+        statistics = (None, None) if batch else flat[at + 3 : at + 5]
+        return BatchNorm(*flat[at + 1 : at + 3], *statistics, part.bn.eps, batch, group_of(part.bn))
+
+    first, stencil, last = block_tensors.EXPAND, block_tensors.DEPTHWISE, block_tensors.PROJECT
     return Weights(
-        *((None, None) if expand is None else (expand.conv.weight, norm_of(expand.bn, None))),
-        *(depthwise.conv.weight, norm_of(depthwise.bn, None)),
-        *(project.conv.weight, norm_of(project.bn, None)),
-        *layers,
+        *(flat[first], norm(parts.expand, first)),
+        *(flat[stencil], norm(parts.depthwise, stencil)),  # type: ignore[arg-type]
+        *(flat[last], norm(parts.project, last)),  # type: ignore[arg-type]
+        *flat[block_tensors.SE :],
     )
 
 
@@ -227,7 +255,7 @@ def run(parts: MBConvParts, x: Tensor) -> Tensor:
     plan(parts, x.device, dtype, training)
     _check_count(parts, x, padding, training)
     x = x.to(dtype)
-    weights = _training_weights(parts) if training else _inference_weights(parts, flat, dtype)
+    weights = _training_weights(parts, flat) if training else _inference_weights(parts, flat, dtype)
     row_scale = None
     if parts.row_scale is not None and parts.residual:
         row_scale = parts.row_scale(x).flatten()

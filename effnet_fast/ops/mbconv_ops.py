@@ -344,7 +344,11 @@ def _backward(ctx, dy, *_):  # type: ignore[no-untyped-def]
         flat += [conv, dweight, dbias, None, None]
     flat += rest[6:10]
     grads = [
-        gradient.to(dtype) if gradient is not None and dtype is not None and want else None
+        None
+        if gradient is None or dtype is None or not want
+        else gradient
+        if gradient.dtype == dtype
+        else gradient.to(dtype)
         for gradient, dtype, want in zip(flat, ctx.dtypes, wanted[1:20], strict=True)
     ]
     for i, weight in ((0, expand), (5, depthwise), (10, project), (15, w1), (17, w2)):
