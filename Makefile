@@ -23,7 +23,7 @@ endif
 EFFNET_FAST_CUDA_ARCHS ?= all
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-min test-core test-full fuzz lint format build bench publish gpu clean
+.PHONY: help setup demo test test-min test-core test-full fuzz lint format build bench publish gpu gpu-cache build-gpu-cache clean
 
 help:
 	@echo "make demo    classify photos with stock and patched networks, side by side"
@@ -35,6 +35,7 @@ help:
 	@echo "make bench   this machine's benchmarks, results and a page under build/bench (20 minutes; an idle machine, please)"
 	@echo "make publish the same, into benchmarks/results, README.md and docs/figures"
 	@echo "make gpu     everything that wants a GPU, in nine minutes, results under OUT (default build/gpu)"
+	@echo "make gpu-cache  compile ahead what make gpu launches; carry this folder with build/triton to the GPU (PYTHON: its version)"
 	@echo "make setup   .venv with everything for development"
 	@echo "make lint    ruff, clang-format, mypy"
 	@echo "make format  ruff and clang-format, in place"
@@ -131,6 +132,13 @@ OUT ?= build/gpu
 gpu:
 	scripts/gpu.sh $(OUT)
 
+# Compiled on any machine for the one with the GPU, as tests/fake_cuda/rehearse.py says: with its Python and its Triton.
+GPU_CAPABILITY ?= 90
+gpu-cache:
+	$(MAKE) --no-print-directory VENV=.venv-gpu DEV='-e ".[build,nvcc]" -r tests/requirements-min.txt' build-gpu-cache
+build-gpu-cache: build
+	$(BIN)/python tests/fake_cuda/rehearse.py --capability $(GPU_CAPABILITY)
+
 clean:
 	rm -rf build dist $(LIB) *.egg-info
-	find . -name __pycache__ -not -path './$(VENV)/*' -not -path './.venv-min/*' -prune -exec rm -rf {} +
+	find . -name __pycache__ -not -path './$(VENV)/*' -not -path './.venv-min/*' -not -path './.venv-gpu/*' -prune -exec rm -rf {} +

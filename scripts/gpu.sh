@@ -9,7 +9,8 @@
 #
 # The most valuable stages come first; each has a time box, into which time saved by earlier ones is added, and
 # leaves its results even if it or a later one fails. PYTHON chooses the interpreter; the package need not be
-# installed in it: it then gets an editable install. A library that fits (effnet_fast/lib) is not built again.
+# installed in it: it then gets an editable install. A library that fits (effnet_fast/lib) is not built again, nor
+# a kernel that `make gpu-cache` has compiled ahead into build/triton.
 set -u
 cd "$(dirname "$0")/.."
 
@@ -40,6 +41,8 @@ if [ -z "${PYTHON:-}" ]; then
   [ -x .venv/bin/python ] && PYTHON=$PWD/.venv/bin/python
 fi
 export PYTHONUNBUFFERED=1
+# Kernels compiled ahead (make gpu-cache), and those that an earlier run compiled.
+[ -d build/triton ] && export TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-$PWD/build/triton}
 SM=$("$PYTHON" -c 'import torch
 if torch.cuda.is_available(): print("%d%d" % torch.cuda.get_device_capability())' 2>>"$LOG")
 if [ -n "$SM" ]; then

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
-
-from . import build
 from .process import Device
 
 
@@ -17,19 +14,15 @@ def test_gpu_the_library_has_no_code_for(device: Device) -> None:
     assert not run.log.violations
 
 
-def test_cuda_functions_load_their_library() -> None:
-    if build.missing():
-        pytest.skip(build.missing())
+def test_cuda_functions_load_their_library(device: Device) -> None:
     with Device() as fresh:
         run = fresh.run("backends.call_directly")
     assert run.value == [2, 8, 9, 9]
     assert list(run.parts["direct"].names) == ["depthwise_fwd_kernel"]
 
 
-def test_turing_has_no_bfloat16() -> None:
+def test_turing_has_no_bfloat16(device: Device) -> None:
     """The oldest GPU there is code for: fp16 runs fused, bf16 is left to PyTorch with a reason."""
-    if build.missing():
-        pytest.skip(build.missing())
     with Device(capability=75) as turing:
         fused = turing.run("networks.steady", "inference", "b0", "effnet_fast", "fp16")
         eager = turing.run("networks.steady", "inference", "b0", "effnet_fast", "bf16")
