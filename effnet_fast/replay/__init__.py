@@ -1,4 +1,4 @@
-"""An op's kernels recorded at an early call with such arguments, and launched again at the next ones.
+"""An op's kernels recorded at the second call with such arguments, and launched again at the next ones.
 
 What a block launches follows from the shapes, strides, dtypes and alignment of its tensors and from its settings. Deciding it
 anew (plans, configurations, launchers, a few hundred small Python calls) costs more host time than all launches, so it is
@@ -31,8 +31,19 @@ _VARIANTS = 16
 #: Devices on which bodies are recorded.
 devices = {"cuda"}
 
-#: For each key what tensors must be like, and what is done for them; ``None`` where that cannot be repeated.
-_programs: dict[tuple[Any, ...], list[tuple[Any, Program | None]]] = {}
+
+class _Variant:
+    """What is done for tensors like these: nothing yet, a program, or the body as usual where it cannot be repeated."""
+
+    __slots__ = ("facts", "program", "tried")
+
+    def __init__(self, facts: Any) -> None:
+        self.facts = facts
+        self.program: Program | None = None
+        self.tried = False
+
+
+_programs: dict[tuple[Any, ...], list[_Variant]] = {}
 _local = threading.local()
 
 
@@ -62,12 +73,15 @@ def repeat(body: Callable[..., Any], args: tuple[Any, ...]) -> Any:
     _flatten(args, key, tensors)
     whole = tuple(key)
     facts_of, same = _facts(x.device.type)
-    for facts, program in _programs.get(whole, ()):
-        if same(tensors, facts):
-            if program is None or _is_elsewhere(x.device):
+    for variant in _programs.get(whole, ()):
+        if same(tensors, variant.facts):
+            if not variant.tried:
+                return _record(variant, body, args, tensors)
+            if variant.program is None or _is_elsewhere(x.device):
                 return body(*args)
-            return program.run(tensors)
-    return _record(body, args, tensors, whole, facts_of(tensors))
+            return variant.program.run(tensors)
+    _remember(whole, _Variant(facts_of(tensors)))
+    return body(*args)
 
 
 def _flatten(values: Iterable[Any], key: list[Any], tensors: list[Tensor]) -> None:
@@ -97,9 +111,17 @@ def _facts(kind: str) -> tuple[Callable[[list[Tensor]], Any], Callable[[list[Ten
     return facts_of, lambda tensors, facts: facts_of(tensors) == facts
 
 
-def _record(
-    body: Callable[..., Any], args: tuple[Any, ...], tensors: list[Tensor], key: tuple[Any, ...], facts: Any
-) -> Any:
+def _remember(key: tuple[Any, ...], variant: _Variant) -> None:
+    """At a first call, which may be the only one: recording takes several times as long as the body alone."""
+    if len(_programs) >= _KEPT:
+        _programs.clear()
+    variants = _programs.setdefault(key, [])
+    if len(variants) >= _VARIANTS:
+        variants.clear()
+    variants.append(variant)
+
+
+def _record(variant: _Variant, body: Callable[..., Any], args: tuple[Any, ...], tensors: list[Tensor]) -> Any:
     witness = _local.recorder = Recorder(tensors)
     try:
         with witness:
@@ -107,16 +129,10 @@ def _record(
     finally:
         _local.recorder = None
     program = Program(witness, len(tensors), results) if witness.repeatable else None
+    # Making the program may show that a result cannot be made again.
+    variant.program = program if witness.repeatable else None
     # Arguments that share memory say nothing about the next ones.
-    if not witness.repeatable and overlap(tensors):
-        return results
-    if len(_programs) >= _KEPT:
-        _programs.clear()
-    variants = _programs.setdefault(key, [])
-    if len(variants) >= _VARIANTS:
-        variants.clear()
-    # A result may have turned out to be one that cannot be made again.
-    variants.append((facts, program if witness.repeatable else None))
+    variant.tried = witness.repeatable or not overlap(tensors)
     return results
 
 

@@ -72,6 +72,8 @@ def steady(
 ) -> list[tuple[str, str, str]]:
     """A call like the one before it, marked "steady". Returns the report: layer, "fused" or "eager", reason."""
     call, model = made(mode, name, kind, dtype, batch, size)
+    # The second call records, the next one repeats.
+    call()
     call()
     steering.mark("steady")
     call()

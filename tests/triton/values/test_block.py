@@ -108,7 +108,7 @@ def test_training_steps_from_a_program(monkeypatch: pytest.MonkeyPatch) -> None:
         for x, dy in inputs:
             patched.zero_grad(set_to_none=True)
             results[-1].append({name: t.clone() for name, t in step(patched, x, dy).items()})
-    programs = [program for variants in replay._programs.values() for _, program in variants]
+    programs = [v.program for variants in replay._programs.values() for v in variants]
     assert len(programs) == 2 and None not in programs
     for expected, got in zip(*results, strict=True):
         assert all(torch.equal(expected[name], got[name]) for name in expected)
