@@ -195,7 +195,29 @@ def test_classify_options_reach_the_model(
         assert p["probability"] == pytest.approx(exact[p["index"]], abs=0.02 if "bf16" in options else 1e-4)
 
 
-def test_a_bad_image_is_refused_before_any_work(
+def test_images_that_cannot_be_read_do_not_stop_the_others(
+    command: Callable[..., Result], photo: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    broken, absent = tmp_path / "broken.png", tmp_path / "absent.png"
+    broken.write_bytes(photo.read_bytes()[:200])
+    options = ("--weights", checkpoint, "--device", "cpu")
+    alone = json.loads(command("classify", photo, *options, "--json")[1])
+    given = ("classify", broken, photo, absent, photo, *options)
+    code, out, err = command(*given, "--json")
+    data = json.loads(out)
+    assert code == 1 and alone["failed"] == []
+    assert data["results"] == alone["results"] * 2
+    assert [entry["image"] for entry in data["failed"]] == [str(broken), str(absent)]
+    assert "cannot be read" in data["failed"][0]["error"] and "does not exist" in data["failed"][1]["error"]
+    code, out, text_err = command(*given)
+    assert code == 1 and out.count(str(photo)) == 2 and str(broken) not in out
+    assert err == text_err
+    lines = err.splitlines()
+    assert len(lines) == 3 and all(line.startswith("effnet-fast: error: ") for line in lines)
+    assert str(broken) in lines[0] and str(absent) in lines[1] and "2 of 4 images" in lines[2]
+
+
+def test_where_no_image_can_be_read_nothing_is_loaded(
     command: Callable[..., Result],
     photo: Path,
     checkpoint: Path,
@@ -205,11 +227,12 @@ def test_a_bad_image_is_refused_before_any_work(
     monkeypatch.setattr(cli.classify, "_load", lambda *_: pytest.fail("the model was loaded"))
     broken = tmp_path / "broken.png"
     broken.write_bytes(photo.read_bytes()[:200])
-    assert_refused(command("classify", photo, broken, "--weights", checkpoint), str(broken), "cannot be read")
-    assert_refused(
-        command("classify", photo, tmp_path / "absent.png", "--weights", checkpoint),
-        "absent.png does not exist",
-    )
+    assert_refused(command("classify", broken, "--weights", checkpoint), str(broken), "cannot be read")
+    absent = tmp_path / "absent.png"
+    assert_refused(command("classify", absent, "--weights", checkpoint), "absent.png does not exist")
+    code, out, err = command("classify", broken, absent, "--weights", checkpoint)
+    assert (code, out, err.count("\n")) == (2, "", 3)
+    assert str(broken) in err and str(absent) in err and "2 of 2 images" in err
     assert_refused(command("classify", checkpoint, "--weights", checkpoint), "is not an image")
 
 

@@ -30,10 +30,10 @@ def test_list_and_create():
 
 @pytest.mark.parametrize(
     ("name", "hint"),
-    [("b8", "did you mean"), ("b", "did you mean"), ("efficientnet_b33", "did you mean 'b3'")],
+    [("b8", ""), ("b", ""), ("b10", ""), ("efficientnet_b33", "did you mean 'b3'[?] "), ("resnet50", "")],
 )
 def test_unknown_model_suggests(name, hint):
-    with pytest.raises(UnknownModelError, match=rf"unknown model '{name}'; {hint}.*known: b0, b1") as raised:
+    with pytest.raises(UnknownModelError, match=rf"unknown model '{name}'; {hint}known: b0, b1") as raised:
         models.create(name)
     assert "\n" not in str(raised.value)
 

@@ -16,7 +16,7 @@ from typing import NoReturn, TextIO
 from ..build import version
 from ..errors import EffnetFastError
 from . import bench, build, classify, demo, info, models, report, tune
-from .output import Output
+from .output import Output, error_line
 
 COMMANDS = {
     "demo": demo,
@@ -96,7 +96,7 @@ def _run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
         sys.stdout.flush()
         return code
     except EffnetFastError as error:
-        print(f"effnet-fast: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(error_line(str(error)), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("effnet-fast: interrupted", file=sys.stderr)

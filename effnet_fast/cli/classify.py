@@ -50,16 +50,14 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     samples.require("classify", samples.packages(photos=False, lite0=name == "lite0"))
     preset = images.LITE0_PRESET if name == "lite0" else images.preset_for(name, weights)
     with options.backend(arguments.backend), torch.inference_mode():
-        # Every image before any work: a bad one is refused up front, not after minutes.
-        pixels = _read(arguments.images, preset, output)
+        # Every image before any work: a bad one is named up front, not after minutes.
+        paths, pixels, failed = _read(arguments.images, preset, output)
         model, runs, blocks = _prepared(_load(name, weights, output), device, dtype, preset.crop)
         logits = _logits(model, pixels, preset, device, dtype, output)
         labels = labels_for(logits.shape[1], arguments.labels)
     results = [
         {"image": path, "predictions": predictions}
-        for path, predictions in zip(
-            arguments.images, top_classes(logits, labels, arguments.top), strict=True
-        )
+        for path, predictions in zip(paths, top_classes(logits, labels, arguments.top), strict=True)
     ]
     output.data(
         {
@@ -70,6 +68,7 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
             "runs": runs,
             "blocks": blocks,
             "results": results,
+            "failed": failed,
         }
     )
     rows = [
@@ -79,7 +78,10 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     ]
     output.table(("image", "class", "probability"), rows)
     output.line(f"{name} on {device} in {arguments.dtype}: {runs}")
-    return 0
+    if not failed:
+        return 0
+    output.error(f"classify: {_count(failed, arguments.images)} could not be read; the others are classified")
+    return 1
 
 
 def _model_and_weights(model: str | None, weights: str | None) -> tuple[str, Any]:
@@ -99,13 +101,34 @@ def _model_and_weights(model: str | None, weights: str | None) -> tuple[str, Any
     return name, resolve_weights(weights, name)
 
 
-def _read(paths: Sequence[str], preset: images.Preset, output: Output) -> Tensor:
-    pixels = []
+def _read(
+    paths: Sequence[str], preset: images.Preset, output: Output
+) -> tuple[list[str], Tensor, list[dict[str, str]]]:
+    """The files that are images, their pixels, and ``{"image", "error"}`` of each other one, which is also said.
+
+    Raises:
+        ImageError: there is no image among them.
+    """
+    pixels, errors = {}, {}
     with output.progress("reading images", len(paths)) as advance:
-        for path in paths:
-            pixels.append(images.read_image(path, preset))
+        for number, path in enumerate(paths):
+            try:
+                pixels[number] = images.read_image(path, preset)
+            except images.ImageError as error:
+                errors[number] = error
             advance()
-    return torch.stack(pixels)
+    if len(paths) == len(errors) == 1:
+        raise errors[0]
+    for error in errors.values():
+        output.error(str(error))
+    failed = [{"image": paths[number], "error": str(error)} for number, error in errors.items()]
+    if not pixels:
+        raise images.ImageError(f"classify: {_count(failed, paths)} could not be read, nothing is classified")
+    return [paths[number] for number in pixels], torch.stack(list(pixels.values())), failed
+
+
+def _count(some: Sequence[Any], of: Sequence[Any]) -> str:
+    return f"{len(some)} of {len(of)} images"
 
 
 def _load(name: str, weights: Any, output: Output) -> nn.Module:

@@ -34,6 +34,11 @@ def line_width() -> int | None:
     return shutil.get_terminal_size().columns
 
 
+def error_line(text: str) -> str:
+    """What a failure looks like on stderr, whatever line breaks its message has."""
+    return f"effnet-fast: error: {' '.join(text.split())}"
+
+
 class Output:
     """Where a subcommand writes. With ``as_json`` only :meth:`data` prints; the rest is silent."""
 
@@ -48,6 +53,10 @@ class Output:
 
     def line(self, text: str = "") -> None:
         self._write(text)
+
+    def error(self, text: str) -> None:
+        """One line on stderr, with JSON too: something failed, and the command goes on."""
+        print(error_line(text), file=sys.stderr, flush=True)
 
     def heading(self, text: str) -> None:
         self._write(text, "bold")

@@ -86,13 +86,14 @@ def canonical_name(name: str) -> str:
     """``"b3"`` for ``"b3"``, ``"B3"``, ``"efficientnet_b3"`` or ``"efficientnet-b3"``.
 
     Raises:
-        UnknownModelError: any other name; the message gives the closest one.
+        UnknownModelError: any other name; the message names all, and the one that is closest.
     """
     if not isinstance(name, str):
         raise UnknownModelError(f"create: name: expected a string such as 'b0', got {type(name).__name__}")
     short = name.strip().lower().replace("-", "_").removeprefix("efficientnet_")
     if short in VARIANTS:
         return short
-    close = difflib.get_close_matches(short, VARIANTS, n=3, cutoff=0.4)
-    hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
+    # Of several that are equally close ("b8") nobody can say which was meant, and all are named anyway.
+    close = difflib.get_close_matches(short, VARIANTS, n=2, cutoff=0.5)
+    hint = f"did you mean {close[0]!r}? " if len(close) == 1 else ""
     raise UnknownModelError(f"create: unknown model {name!r}; {hint}known: {', '.join(VARIANTS)}")

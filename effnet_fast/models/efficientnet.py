@@ -269,7 +269,7 @@ def create(name: str, **kwargs: Unpack[BuilderOptions]) -> EfficientNet:
     """``create("b3", ...)`` is ``b3(...)``; ``"efficientnet_b3"`` works too.
 
     Raises:
-        UnknownModelError: a name that is not in ``list_models()``; the message gives the closest ones.
+        UnknownModelError: a name that is not in ``list_models()``; the message names those.
         TypeError: an argument that the builders do not have.
     """
     return _BUILDERS[canonical_name(name)](**kwargs)
