@@ -9,7 +9,10 @@
 Importing the package touches no device. See :mod:`effnet_fast.ops` for the building blocks.
 """
 
-from . import models, nn, ops, source_tree
+# First: in a source tree it says where the kernels are.
+from . import source_tree  # isort: split
+
+from . import models, nn, ops
 from .dispatch import backends, use_backend
 from .errors import BackendError, CheckpointError, EffnetFastError, UnknownModelError, UnsupportedBlockError
 from .inference import optimize

@@ -11,20 +11,27 @@ import importlib.util
 import sys
 from pathlib import Path
 
-from . import advice, build, native
+from . import build
 
 PACKAGE = Path(__file__).resolve().parent
 
 
 def settle() -> None:
-    """Called at the end of importing the package; does nothing where it is installed, editable or not."""
-    root = build.source_root()
-    if root != PACKAGE.parent or _kernels_are_of(root):
+    """Called at the end of importing the package; says in one sentence what helps where libraries are missing."""
+    # They need the kernels, which are not where Python looks for them until this module has been imported.
+    from . import advice, native
+
+    if ROOT is None or native.find("_ops").path is not None:
         return
-    _import_kernels(root)
-    if native.find("_ops").path is None and not _is_being_built() and not build.is_set(native.DISABLED):
+    if not _is_being_built() and not build.is_set(native.DISABLED):
         advice.said()
-        advice.warn(_sentence(root))
+        advice.warn(_sentence(ROOT))
+
+
+def _uninstalled() -> Path | None:
+    """The root of such a tree; ``None`` where the package is installed, editable or not."""
+    root = build.source_root()
+    return None if root is None or root != PACKAGE.parent or _kernels_are_of(root) else root
 
 
 def _kernels_are_of(root: Path) -> bool:
@@ -56,3 +63,9 @@ def _sentence(root: Path) -> str:
         f"effnet_fast: imported from the source tree {root}, for which no native libraries are built, so that "
         f"PyTorch's own modules will run; build them there with `{sys.executable} -m effnet_fast build`{other}"
     )
+
+
+#: Of the source tree, if the package is imported from one.
+ROOT = _uninstalled()
+if ROOT is not None:
+    _import_kernels(ROOT)
