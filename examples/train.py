@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -293,8 +294,15 @@ def main(argv: list[str] | None = None) -> None:
     if trainer.world > 1:
         dist.destroy_process_group()
     if stopped:
-        raise SystemExit(f"train.py: stopped at step {last}, checkpoint written; --resume goes on")
+        print(f"train.py: stopped at step {last}, checkpoint written; --resume goes on", file=sys.stderr)
+        # As a shell counts a process that a signal ended.
+        sys.exit(128 + trainer.interrupt.kind)
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        # Before the first step: there is nothing to keep.
+        print("train.py: interrupted", file=sys.stderr)
+        sys.exit(130)

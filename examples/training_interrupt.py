@@ -11,9 +11,11 @@ class Interrupt:
 
     def __init__(self) -> None:
         self.came = False
+        # Of another process of the run, if none came here.
+        self.kind = int(signal.SIGINT)
         for kind in (signal.SIGINT, signal.SIGTERM):
             signal.signal(kind, self._handle)
 
     def _handle(self, kind: int, frame: FrameType | None) -> None:
-        self.came = True
+        self.came, self.kind = True, kind
         signal.signal(kind, signal.SIG_DFL)

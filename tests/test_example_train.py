@@ -156,13 +156,33 @@ def test_ctrl_c_leaves_a_checkpoint_and_no_traceback(tmp_path: Path) -> None:
     _, told = process.communicate(timeout=240)
     done = len(losses(tmp_path))
     assert (
-        process.returncode == 1
+        process.returncode == 130
         and told == f"train.py: stopped at step {done}, checkpoint written; --resume goes on\n"
     )
     assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == done
     again = command(tmp_path, "--resume", "--max-steps", str(done + 1))
     subprocess.run(again, check=True, env=environment(), timeout=300)
     assert len(losses(tmp_path)) == done + 1
+
+
+def test_ctrl_c_before_the_first_step_is_one_word(tmp_path: Path) -> None:
+    """Sent while the data are read."""
+    script = (
+        "import os, runpy, signal, sys, training_data\n"
+        "training_data.datasets = lambda *_: os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.argv = sys.argv[1:]\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    _, *given = command(tmp_path / "run")
+    path = {"PYTHONPATH": os.pathsep.join([str(ROOT / "examples"), environment().get("PYTHONPATH", "")])}
+    done = subprocess.run(
+        [sys.executable, "-c", script, *given],
+        env=environment() | path,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert (done.returncode, done.stderr) == (130, "train.py: interrupted\n")
 
 
 @pytest.fixture(scope="module")

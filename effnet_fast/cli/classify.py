@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
         model, runs, blocks = _prepared(_load(name, weights, output), device, dtype, preset.crop)
         logits = _logits(model, pixels, preset, device, dtype, output)
         labels = labels_for(logits.shape[1], arguments.labels)
-    results = [
+    results: list[dict[str, Any]] = [
         {"image": path, "predictions": predictions}
         for path, predictions in zip(paths, top_classes(logits, labels, arguments.top), strict=True)
     ]
@@ -109,7 +109,8 @@ def _read(
     Raises:
         ImageError: there is no image among them.
     """
-    pixels, errors = {}, {}
+    pixels: dict[int, Tensor] = {}
+    errors: dict[int, images.ImageError] = {}
     with output.progress("reading images", len(paths)) as advance:
         for number, path in enumerate(paths):
             try:
@@ -119,9 +120,9 @@ def _read(
             advance()
     if len(paths) == len(errors) == 1:
         raise errors[0]
-    for error in errors.values():
-        output.error(str(error))
     failed = [{"image": paths[number], "error": str(error)} for number, error in errors.items()]
+    for entry in failed:
+        output.error(entry["error"])
     if not pixels:
         raise images.ImageError(f"classify: {_count(failed, paths)} could not be read, nothing is classified")
     return [paths[number] for number in pixels], torch.stack(list(pixels.values())), failed
