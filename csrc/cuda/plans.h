@@ -6,6 +6,7 @@
 #include <map>
 #include <mutex>
 
+#include "../common/kernel_size.h"
 #include "checks.h"
 #include "depthwise_host.h"
 
@@ -29,7 +30,8 @@ inline DepthwiseShape depthwise_shape(const Checks& checks, const Tensor& x, con
   if (x.dim() != 4) checks.fail("x", "4 dimensions", to_text(shape_of(x)));
   if (weight.dim() != 4) checks.fail("weight", "4 dimensions", to_text(shape_of(weight)));
   const int64_t kernel = weight.size(3);
-  if (kernel != 3 && kernel != 5 && kernel != 7) checks.fail("weight", "kernel size 3, 5 or 7", std::to_string(kernel));
+  if (!is_kernel_size(kernel))
+    checks.fail("weight", std::string("kernel size ") + kKernelSizes, std::to_string(kernel));
   if (stride != 1 && stride != 2) checks.fail("stride", "1 or 2", std::to_string(stride));
   bool negative = padding.size() != 4;
   for (const int64_t side : padding) negative = negative || side < 0;

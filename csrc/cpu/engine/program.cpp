@@ -1,5 +1,7 @@
 #include "cpu/engine/program.h"
 
+#include "common/kernel_size.h"
+
 namespace effnet::cpu {
 namespace {
 
@@ -75,8 +77,7 @@ bool is_network(const Program& program) {
     const int64_t expanded = b.expand.out > 0 ? b.expand.out : channels;
     const int64_t kernel = b.depthwise.kernel;
     if (b.expand.out > 0 && b.expand.in != channels) return false;
-    if (b.depthwise.out != expanded || (kernel != 3 && kernel != 5 && kernel != 7) || b.depthwise.stride > 2)
-      return false;
+    if (b.depthwise.out != expanded || !is_kernel_size(kernel) || b.depthwise.stride > 2) return false;
     const bool gated = b.squeeze.out > 0;
     if (gated && (b.squeeze.in != expanded || b.excite.in != b.squeeze.out || b.excite.out != expanded)) return false;
     if (b.project.in != expanded || b.project.out < 1) return false;

@@ -1,6 +1,5 @@
 #include "cpu/isa/isa.h"
 
-#include <algorithm>
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
@@ -15,21 +14,6 @@
 namespace effnet::cpu {
 namespace {
 
-constexpr const char* kNames[kIsaCount] = {"baseline", "avx2", "avx512", "avx512bf16", "amx"};
-
-Isa initial_isa() {
-  const char* wanted = std::getenv("EFFNET_FAST_CPU_ISA");
-  for (int i = 0; wanted != nullptr && i < kIsaCount; ++i) {
-    if (std::strcmp(wanted, kNames[i]) == 0) return supported_isa(static_cast<Isa>(i));
-  }
-  return supported_isa(Isa::kAmx);
-}
-
-std::atomic<Isa>& current_isa() {
-  static std::atomic<Isa> isa{initial_isa()};
-  return isa;
-}
-
 #if defined(EFFNET_HAVE_AMX)
 // Linux gives tiles, 8 KB more of every thread's state, to a process that asks for them: once, for all of its threads.
 bool may_use_amx() {
@@ -40,37 +24,86 @@ bool may_use_amx() {
 }
 #endif
 
-Isa best_isa(Isa wanted) {
-  Isa best = Isa::kBaseline;
+// What this CPU has of a set beyond those that it implies; false for one that was not compiled.
+bool has_baseline() { return true; }
+
+bool has_avx2() {
 #if defined(EFFNET_HAVE_AVX2)
   __builtin_cpu_init();
-  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return best;
-  best = Isa::kAvx2;
-#endif
-#if defined(EFFNET_HAVE_AVX512)
-  if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") ||
-      !__builtin_cpu_supports("avx512dq") || !__builtin_cpu_supports("avx512vl")) {
-    return best;
-  }
-  best = Isa::kAvx512;
-#endif
-#if defined(EFFNET_HAVE_AVX512BF16)
-  if (!__builtin_cpu_supports("avx512bf16")) return best;
-  best = Isa::kAvx512Bf16;
-#endif
-#if defined(EFFNET_HAVE_AMX)
-  if (wanted == Isa::kAmx && may_use_amx()) best = Isa::kAmx;
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 #else
-  (void)wanted;
+  return false;
 #endif
-  return best;
+}
+
+bool has_avx512() {
+#if defined(EFFNET_HAVE_AVX512)
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+#else
+  return false;
+#endif
+}
+
+bool has_avx512bf16() {
+#if defined(EFFNET_HAVE_AVX512BF16)
+  return __builtin_cpu_supports("avx512bf16");
+#else
+  return false;
+#endif
+}
+
+bool has_amx() {
+#if defined(EFFNET_HAVE_AMX)
+  return may_use_amx();
+#else
+  return false;
+#endif
+}
+
+struct IsaRow {
+  const char* name;  // as in EFFNET_FAST_CPU_ISA
+  Isa implies;
+  bool (*has)();
+};
+
+// In the order of the enumerators, each after the one that it implies.
+constexpr IsaRow kTable[kIsaCount] = {
+    {"baseline", Isa::kBaseline, has_baseline}, {"avx2", Isa::kBaseline, has_avx2},
+    {"avx512", Isa::kAvx2, has_avx512},         {"avx512bf16", Isa::kAvx512, has_avx512bf16},
+    {"amx", Isa::kAvx512Bf16, has_amx},
+};
+
+const IsaRow& row(Isa isa) { return kTable[static_cast<int>(isa)]; }
+
+bool is_supported(Isa isa) { return isa == Isa::kBaseline || (is_supported(row(isa).implies) && row(isa).has()); }
+
+Isa initial_isa() {
+  const char* wanted = std::getenv("EFFNET_FAST_CPU_ISA");
+  for (int i = 0; wanted != nullptr && i < kIsaCount; ++i) {
+    if (std::strcmp(wanted, kTable[i].name) == 0) return supported_isa(static_cast<Isa>(i));
+  }
+  int best = kIsaCount - 1;
+  while (!is_supported(static_cast<Isa>(best))) --best;
+  return static_cast<Isa>(best);
+}
+
+std::atomic<Isa>& current_isa() {
+  static std::atomic<Isa> isa{initial_isa()};
+  return isa;
 }
 
 }  // namespace
 
-Isa supported_isa(Isa wanted) { return std::min(best_isa(wanted), wanted); }
+Isa supported_isa(Isa wanted) { return is_supported(wanted) ? wanted : supported_isa(row(wanted).implies); }
 
 Isa active_isa() { return current_isa().load(std::memory_order_relaxed); }
+
+bool runs(Isa isa) {
+  Isa active = active_isa();
+  while (active != isa && active != Isa::kBaseline) active = row(active).implies;
+  return active == isa;
+}
 
 void set_active_isa(Isa isa) { current_isa().store(supported_isa(isa), std::memory_order_relaxed); }
 

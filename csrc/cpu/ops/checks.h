@@ -16,6 +16,7 @@
 #include <string>
 #include <vector>
 
+#include "common/kernel_size.h"
 #include "common/params.h"
 
 namespace effnet::cpu {
@@ -69,7 +70,7 @@ inline StencilShape check_stencil(const char* op, const Tensor& x, const Tensor&
                                   const Shape& padding, int64_t channels = -1) {
   EFFNET_CHECK(weight.dim() == 4, op, "weight", "rank 4 [C, 1, k, k]", to_text(weight));
   const int64_t kernel = weight.size(2);
-  EFFNET_CHECK(kernel == 3 || kernel == 5 || kernel == 7, op, "weight", "kernel size 3, 5 or 7", kernel);
+  EFFNET_CHECK(is_kernel_size(kernel), op, "weight", std::string("kernel size ") + kKernelSizes, kernel);
   check_shape(weight, {channels < 0 ? x.size(1) : channels, 1, kernel, kernel}, op, "weight");
   EFFNET_CHECK(stride == 1 || stride == 2, op, "stride", "1 or 2", stride);
   EFFNET_CHECK(padding.size() == 4, op, "padding", "4 numbers (left, right, top, bottom)", padding.size());

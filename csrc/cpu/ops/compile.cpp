@@ -113,7 +113,7 @@ BlockSource read_block(Description& d, const std::string& name, int64_t channels
   const std::string depthwise = name + ": depthwise";
   EFFNET_CHECK(b.depthwise.out == expanded && b.depthwise.in == 1, kOp, depthwise,
                "weight [" + std::to_string(expanded) + ", 1, k, k]", Description::text(b.depthwise));
-  EFFNET_CHECK(kernel == 3 || kernel == 5 || kernel == 7, kOp, depthwise, "a kernel of 3, 5 or 7", kernel);
+  EFFNET_CHECK(is_kernel_size(kernel), kOp, depthwise, std::string("a kernel of ") + kKernelSizes, kernel);
   EFFNET_CHECK(b.depthwise.stride <= 2, kOp, depthwise, "stride 1 or 2", b.depthwise.stride);
   const std::string gate = name + ": squeeze_excite";
   b.squeeze = d.linear(gate, expanded);
