@@ -55,14 +55,14 @@ def activation(n, ACT: tl.constexpr):
 
 @triton.jit
 def activation_grad(n, ACT: tl.constexpr):
-    """``act'(n)``, at the kinks the one-sided derivative that PyTorch uses."""
+    """``act'(n)``, at the kinks and at NaN the derivative that PyTorch uses."""
     if ACT == "silu":
         s = sigmoid(n)
         r = s * (1.0 + n * (1.0 - s))
     elif ACT == "relu":
-        r = tl.where(n > 0.0, 1.0, 0.0)
+        r = tl.where(n <= 0.0, 0.0, 1.0)
     elif ACT == "relu6":
-        r = tl.where((n > 0.0) & (n < 6.0), 1.0, 0.0)
+        r = tl.where((n <= 0.0) | (n >= 6.0), 0.0, 1.0)
     elif ACT == "hardswish":
         r = tl.where(n <= -3.0, 0.0, tl.where(n < 3.0, (n + n + 3.0) / 6.0, 1.0))
     elif ACT == "sigmoid":
@@ -164,7 +164,8 @@ def merge_statistics(count, mean, m2, other_count, other_mean, other_m2):
     total = count + other_count
     share = other_count / tl.where(total > 0.0, total, 1.0)
     delta = other_mean - mean
-    return total, mean + delta * share, m2 + other_m2 + delta * delta * (count * share)
+    # In this order because the square of a large delta is infinite, which times a count of zero is NaN.
+    return total, mean + delta * share, m2 + other_m2 + delta * (count * share) * delta
 
 
 @triton.jit
@@ -179,7 +180,9 @@ def add_tile_statistics(count, mean, m2, values, valid):
     tile_mean = tl.sum(tl.where(valid[:, None], values, 0.0), 0) / divisor
     deviation = tl.where(valid[:, None], values - tile_mean[None, :], 0.0)
     correction = tl.sum(deviation, 0) / divisor
-    tile_m2 = tl.sum(deviation * deviation, 0) - rows * correction * correction
+    squares = tl.sum(deviation * deviation, 0)
+    # Overflow is infinity, never the difference of two.
+    tile_m2 = tl.where(squares > 3.0e38, squares, squares - rows * correction * correction)
     return merge_statistics(count, mean, m2, count * 0.0 + rows, tile_mean + correction, tile_m2)
 
 

@@ -37,6 +37,9 @@ __device__ __forceinline__ Fast minimum(Fast bound, Fast x) { return Fast(effnet
 __device__ __forceinline__ Fast select_greater(Fast x, Fast bound, Fast a, Fast b) {
   return Fast(effnet::select_greater(x.v, bound.v, a.v, b.v));
 }
+__device__ __forceinline__ Fast select_at_most(Fast x, Fast bound, Fast a, Fast b) {
+  return Fast(effnet::select_at_most(x.v, bound.v, a.v, b.v));
+}
 
 // The .ftz forms: the plain ones spend two more instructions on subnormal arguments, which no result here depends on.
 __device__ __forceinline__ Fast operator/(Fast a, Fast b) {

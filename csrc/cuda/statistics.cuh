@@ -2,6 +2,8 @@
 // until the strips are merged, in a fixed order.
 #pragma once
 
+#include <cfloat>
+
 #include "depthwise_traits.cuh"
 
 namespace effnet::cuda {
@@ -55,7 +57,10 @@ __device__ void merge_moments(const float* moments, int stride, int strips, int 
       const float centre = own[stride] / other;
       const float total = count + other;
       const float delta = own[0] + centre - mean;
-      m2 += own[2 * stride] - own[stride] * centre + delta * delta * (count * other / total);
+      // Overflow is infinity, never NaN: normalized by it a channel is its bias, as PyTorch has it.
+      const float squares = own[2 * stride];
+      m2 += squares > FLT_MAX ? squares : squares - own[stride] * centre;
+      m2 += delta * (count * other / total) * delta;
       mean += delta * (other / total);
       count = total;
     }

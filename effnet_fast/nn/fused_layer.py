@@ -89,7 +89,7 @@ def run(parts: ConvLayerParts, x: Tensor) -> Tensor:
     norm = fused.norm_of(bn, accumulation_dtype(dtype)) if training else fused.running_norm_of(bn, flat[1:])
     recompute = parts.recompute_expand and _widens(parts)
     return run_conv_bn_act(
-        x.to(dtype), weight.to(dtype), norm, layer, recompute, not training, fused.running_of(bn)
+        x.to(dtype), weight.to(dtype), norm, layer, recompute, not training, (fused.running_of(bn),)
     ).y
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import dispatch
+from ..errors import UnsupportedBlockError
 from ..types import Affine, accumulation_dtype
 from . import checks
 from .declare import differentiable, kernel_op
@@ -40,6 +41,24 @@ def batch_norm_finalize(
     weight = None if weight is None else checks.vector(op, "weight", weight, shape, stats)
     bias = None if bias is None else checks.vector(op, "bias", bias, shape, stats)
     return Affine(*_batch_norm_finalize(stats, weight, bias, eps).unbind(0))
+
+
+#: Above it the backward's coefficients, which hold one over the variance, run out of fp32's exponents.
+LARGEST_VARIANCE = 1e30
+
+
+def check_variances(*stats: Tensor) -> None:
+    """Leave to PyTorch, which computes them in double on the CPU, variances that fp32 does not hold, and NaN.
+
+    Args:
+        stats: [5, C] each (see BatchNormStats), or empty.
+
+    Raises:
+        UnsupportedBlockError: a variance is not finite or too large.
+    """
+    for vectors in stats:
+        if vectors.numel() and not vectors[1].sum().item() < LARGEST_VARIANCE:
+            raise UnsupportedBlockError("a variance is not finite, or too large for fp32")
 
 
 @kernel_op("batch_norm_finalize")

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..types import BatchNormStats, Running, accumulation_dtype, move_running
 from . import checks
+from .batch_norm import check_variances
 from .conv_autograd import as_weight
 from .conv_bn_act_kernels import Layer, inference, training_backward, training_forward
 from .declare import differentiable, kernel_op
@@ -87,16 +88,25 @@ def run_conv_bn_act(
     layer: Layer,
     recompute: bool,
     inference: bool,
-    running: Running | None = None,
+    running: tuple[Running | None] | None = None,
 ) -> ConvBNActOut:
-    """:func:`conv_bn_act` without the checks; after a training forward ``running`` has moved."""
+    """:func:`conv_bn_act` without the checks; after a training forward ``running`` (of a layer of modules) has moved.
+
+    Raises:
+        UnsupportedBlockError: as :func:`check_variances`, with ``running``; nothing has moved.
+    """
     vectors, fixed = bn[:4], (list(layer.stride), list(layer.padding), layer.act)
     if inference:
         return ConvBNActOut(_inference(x, weight, *vectors, bn.eps, *fixed), None)
     args = (x, weight, *vectors, bn.eps, bn.training, *fixed, recompute)
-    (y, _, stats), moved = _training.moving((running,), args)
-    if running is not None and not moved:
-        move_running(running, BatchNormStats(stats), y.numel() // y.shape[1])
+
+    def check(out: tuple[Tensor, ...]) -> None:
+        check_variances(out[2])
+
+    (old,) = running or (None,)
+    (y, _, stats), moved = _training.moving((old,), args, None if running is None else check)
+    if old is not None and not moved:
+        move_running(old, BatchNormStats(stats), y.numel() // y.shape[1])
     return ConvBNActOut(y, stats)
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..types import KERNEL_SIZES, BatchNormStats, move_running
 from . import checks
+from .batch_norm import check_variances
 from .declare import are_plain, shielded
 from .mbconv_kernels import BlockRunning, Settings, Weights
 from .mbconv_kernels import inference as inference_kernels
@@ -72,11 +73,14 @@ def run_mbconv(
     settings: Settings,
     row_scale: Tensor | None,
     inference: bool,
-    running: BlockRunning = (None, None, None),
+    running: BlockRunning | None = None,
 ) -> MBConvOut:
     """:func:`mbconv` without the checks, for weights that come from modules whose constructors made them.
 
-    After a training forward ``running`` has moved.
+    After a training forward ``running`` (of a block of modules) has moved.
+
+    Raises:
+        UnsupportedBlockError: as :func:`check_variances`, with ``running``; nothing has moved.
     """
     flat = flatten(weights)
     if inference and _is_plain([x, *(t for t in flat if t is not None)]):
@@ -89,7 +93,13 @@ def run_mbconv(
         return MBConvOut(mbconv_inference(x, *flat, row_scale, eps, *scalars), None, None, None)
     groups = ",".join("" if bn is None else bn.group for bn in norms)
     args = (x, *flat, row_scale, eps, training, *scalars, settings.recompute_expand, groups)
-    out, moved = mbconv_training.moving(running, args)
+
+    def check(out: tuple[Tensor, ...]) -> None:
+        check_variances(*out[6:9])
+
+    modules = running is not None and not any(bn is not None and bn.group for bn in norms)
+    running = running or (None, None, None)
+    out, moved = mbconv_training.moving(running, args, check if modules else None)
     if not moved:
         values = x.shape[0] * x.shape[2] * x.shape[3], *(z.numel() // z.shape[1] for z in (out[2], out[3]))
         for old, vectors, count in zip(running, out[6:9], values, strict=True):

@@ -38,12 +38,13 @@ _FORWARD: dict[str, Callable[[Tensor], Tensor]] = {
     "hardsigmoid": F.hardsigmoid,
 }
 
-# At the kinks the one-sided derivative PyTorch's own backward uses.
+# At the kinks the one-sided derivative PyTorch's own backward uses; at NaN relu and relu6 let the gradient pass, as it
+# does on CUDA and, but for some lanes of relu6, on the CPU.
 _DERIVATIVE: dict[str, Callable[[Tensor], Tensor]] = {
     "none": torch.ones_like,
     "silu": _silu_grad,
-    "relu": lambda n: (n > 0).to(n.dtype),
-    "relu6": lambda n: ((n > 0) & (n < 6)).to(n.dtype),
+    "relu": lambda n: (~(n <= 0)).to(n.dtype),
+    "relu6": lambda n: (~((n <= 0) | (n >= 6))).to(n.dtype),
     "hardswish": _hardswish_grad,
     "sigmoid": _sigmoid_grad,
     "hardsigmoid": lambda n: ((n > -3) & (n < 3)).to(n.dtype) / 6,

@@ -12,6 +12,7 @@ import torch
 
 from effnet_fast import reference
 from effnet_fast.reference import ACTIVATIONS
+from effnet_fast.types import Norm
 
 from . import harness, problems
 
@@ -183,3 +184,38 @@ def test_same_bits_every_time(solve: Callable[..., list[Any]]) -> None:
     for one, other in zip(first, second, strict=True):
         for a, b in zip(one, other, strict=True):
             assert (a is None and b is None) or torch.equal(a, b)
+
+
+@pytest.mark.parametrize("scale", [1e19, 1e20, 1e30])
+def test_variances_beyond_fp32(solve: Callable[..., list[Any]], scale: float) -> None:
+    """Squares overflow: the sum of squared deviations is infinity, never NaN; means stay right."""
+    problem = problems.depthwise(torch.float32, 3, 1, (3, 40, 19, 23), (1, 1, 1, 1), training=True)
+    x, weight = problem.args[:2]
+    weight.zero_()[:, :, 1, 1] = 1
+    x.mul_(scale)
+    (got,) = solve([problem._replace(kwargs={"stats": True})])
+    count, mean, m2 = got.stats.unbind(1)
+    assert count.sum(0).tolist() == [3 * 19 * 23] * 40
+    assert not m2.isnan().any() and m2.isinf().any()
+    truth = x.double().mean((0, 2, 3))
+    merged = (count.double() * mean.double()).sum(0) / count.sum(0)
+    torch.testing.assert_close(merged, truth, rtol=0, atol=1e-6 * scale)
+
+
+@pytest.mark.parametrize("act", ["relu", "relu6"])
+def test_the_gradient_passes_at_nan(solve: Callable[..., list[Any]], act: str) -> None:
+    """As in PyTorch: act'(NaN) is 1. The prologue's activation is differentiated last, so its sums show it."""
+    problem = problems.depthwise_backward(torch.float32, 3, 1, (1, 3, 5, 6), (1, 1, 1, 1))
+    x = problem.args[1]
+    x[0, 1, 2, 3] = float("nan")
+    options = {
+        "in_affine": problems.affine(3),
+        "in_act": act,
+        "in_norm": Norm(torch.randn(3), torch.rand(3) + 0.5),
+    }
+    problem = problem._replace(kwargs=options)
+    (got,) = solve([problem])
+    truth = reference.depthwise_backward(*problem.args, **options)
+    torch.testing.assert_close(got.dx, truth.dx, rtol=1e-5, atol=1e-5, equal_nan=True)
+    torch.testing.assert_close(got.sums.sum(0), truth.sums.sum(0), rtol=1e-5, atol=1e-4, equal_nan=True)
+    assert got.sums.sum(0)[0].isfinite().all()

@@ -8,6 +8,7 @@
 namespace effnet::cpu::EFFNET_ISA {
 
 inline Vec select_greater(Vec x, Vec bound, Vec a, Vec b) { return x.v > bound.v ? a.v : b.v; }
+inline Vec select_at_most(Vec x, Vec bound, Vec a, Vec b) { return x.v <= bound.v ? a.v : b.v; }
 
 struct ValueAndGrad {
   Vec value, grad;

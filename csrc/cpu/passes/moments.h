@@ -1,6 +1,8 @@
 // Mean and sum of squared deviations of channels, kLanes at a time; compiled once per instruction set.
 #pragma once
 
+#include <cfloat>
+
 #include "cpu/isa/vec.h"
 
 namespace effnet::cpu::EFFNET_ISA {
@@ -39,7 +41,9 @@ Moments moments_of(const T* from, int64_t stride, int64_t rows, int count) {
   });
   // What the first pass missed of the mean, by rounding.
   const Vec rest = sum_of(rests) / Vec(number);
-  return {mean + rest, sum_of(squares) - rest * rest * Vec(number), number};
+  // Overflow is infinity, never the difference of two.
+  const Vec sum = sum_of(squares), corrected = sum - rest * rest * Vec(number);
+  return {mean + rest, Vec(sum.v > FLT_MAX ? sum.v : corrected.v), number};
 }
 
 // Chan's merge of `more` into the moments that lie at `mean` and `m2`, `count` values so far.
@@ -49,7 +53,8 @@ inline void merge_moments(const Moments& more, float count, float* mean, float* 
   const Vec delta = more.mean - old;
   const Vec spread = load_lanes(m2, lanes) + more.m2;
   store_lanes(mean, multiply_add(delta, Vec(more.count / total), old), lanes);
-  store_lanes(m2, multiply_add(delta * delta, Vec(count * more.count / total), spread), lanes);
+  // In this order because the square of a large delta is infinite, which times a count of zero is NaN.
+  store_lanes(m2, multiply_add(delta * Vec(count * more.count / total), delta, spread), lanes);
 }
 
 }  // namespace effnet::cpu::EFFNET_ISA

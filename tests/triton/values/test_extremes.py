@@ -58,6 +58,40 @@ def test_activations_at_extreme_values(kit, value, act):
     assert sums.isfinite().all()
 
 
+@pytest.mark.parametrize("scale", [1e19, 1e20, 1e30])
+def test_variances_beyond_fp32(kit, scale):
+    """Squares overflow: a variance is infinity, never NaN, and what is normalized by it the bias."""
+    x = kit.image(3, 24, 9, 8, scale=scale)
+    eye = torch.eye(24, device=kit.device)
+    stencil = torch.zeros(24, 1, 3, 3, device=kit.device)
+    stencil[:, :, 1, 1] = 1
+    for partials in (
+        launchers.channel_stats(x),
+        launchers.pointwise(x, eye, stats=True).stats,
+        launchers.depthwise(x, stencil, 1, (1, 1, 1, 1), stats=True).stats,
+    ):
+        assert not partials.isnan().any()
+        bias = kit.vector(24)
+        stats = launchers.batch_norm_finalize(partials, kit.vector(24), bias, 1e-3)
+        torch.testing.assert_close(stats.mean.double(), x.double().mean((0, 2, 3)), rtol=0, atol=1e-5 * scale)
+        y = launchers.affine_residual(x, stats.affine, "none")
+        infinite = stats.var.isinf()
+        assert y.isfinite().all() and infinite.any()
+        torch.testing.assert_close(
+            y[:, infinite], bias[infinite][None, :, None, None].expand_as(y[:, infinite])
+        )
+
+
+@pytest.mark.parametrize("act", ["relu", "relu6"])
+def test_the_gradient_passes_at_nan(kit, act):
+    z = torch.full((2, 8, 3, 5), float("nan"), device=kit.device)
+    one, zero = torch.ones(8, device=kit.device), torch.zeros(8, device=kit.device)
+    sums = launchers.batch_norm_reduce(
+        torch.ones_like(z), z, Norm(zero, one), affine=Affine(one, zero), act=act
+    )
+    assert sums.sum(0)[0].eq(30).all()
+
+
 @pytest.mark.parametrize("act", ["silu", "relu", "relu6", "hardswish"])
 def test_nan_and_infinity_pass_through(kit, act):
     z = torch.tensor([float("nan"), float("inf"), 1.0], device=kit.device).reshape(1, 1, 1, 3)
