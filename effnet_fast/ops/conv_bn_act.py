@@ -104,7 +104,8 @@ def run_conv_bn_act(
         check_variances(out[2])
 
     (old,) = running or (None,)
-    (y, _, stats), moved = _training.moving((old,), args, None if running is None else check)
+    modules = running is not None and bn.training
+    (y, _, stats), moved = _training.moving((old,), args, check if modules else None)
     if old is not None and not moved:
         move_running(old, BatchNormStats(stats), y.numel() // y.shape[1])
     return ConvBNActOut(y, stats)

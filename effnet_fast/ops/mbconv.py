@@ -97,7 +97,8 @@ def run_mbconv(
     def check(out: tuple[Tensor, ...]) -> None:
         check_variances(*out[6:9])
 
-    modules = running is not None and not any(bn is not None and bn.group for bn in norms)
+    joint = any(bn is not None and bn.group for bn in norms)
+    modules = running is not None and any(training) and not joint
     running = running or (None, None, None)
     out, moved = mbconv_training.moving(running, args, check if modules else None)
     if not moved:

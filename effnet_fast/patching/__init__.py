@@ -40,7 +40,8 @@ def patch(
 ) -> Model:
     """Let every MBConv block of ``model`` run on fused kernels, in place; and stem and head beside the blocks.
 
-    Parameters, buffers, state_dict keys, hooks and ``isinstance`` stay as they are. A patched block decides at
+    Parameters, buffers, state_dict keys, hooks and ``isinstance`` stay as they are. Fused blocks return channels_last
+    memory: flatten features with ``flatten(1)`` or ``reshape``, not with ``view``. A patched block decides at
     every call: where something inside it is not what the kernels compute (a hook, a parametrization, another
     normalization, an unknown activation) or no fast backend runs here, it runs its own code; :func:`report` says why.
 

@@ -199,8 +199,9 @@ void StepBuilder::cut_project(Step* step) {
   int64_t scaled = depth * columns, rows = 0;
   if (step->panel_parts > 1) {
     step->scaling = Scaling::kImage, rows = out_pixels;
-  } else if (divide_up(out_pixels, step->images < threads ? threads : 1) < 2 * columns) {
-    // A thread copies either its pixels or all weights, once. Twice: the copy also brings the pixels into the cache.
+  } else if (out_pixels < 4 * columns) {
+    // A thread copies either its pixels or all weights, once. Four times, for two threads: the copy also brings the
+    // pixels into the cache. The number of threads has no say, because the two round differently.
     step->scaling = Scaling::kBlock, rows = block;
   } else {
     step->scaling = Scaling::kWeights;
