@@ -45,22 +45,20 @@ def step(model: nn.Module, x: Tensor, dy: Tensor | None = None) -> dict[str, Ten
 
 
 def assert_like_stock(block: nn.Module, x: Tensor) -> None:
-    """The rule of effnet_fast.testing for everything a step gives."""
+    """The rule of effnet_fast.testing for everything a step gives.
+
+    Stock runs three times, on inputs that differ by a rounding: of a few values per channel one run may be lucky.
+    """
     patched = effnet_fast.patch(copy.deepcopy(block))
     torch.manual_seed(3)
     dy = torch.randn(copy.deepcopy(block)(x).shape)
-    stock = copy.deepcopy(block)
-    truth, baseline, got = (
-        step(copy.deepcopy(block).double(), x.double(), dy),
-        step(stock, x, dy),
-        step(patched, x, dy),
-    )
-    for name, value in got.items():
-        if baseline[name].is_floating_point():
+    truth = step(copy.deepcopy(block).double(), x.double(), dy)
+    stock = [step(copy.deepcopy(block), x * (1 + i * torch.finfo(x.dtype).eps), dy) for i in (0, 1, -1)]
+    for name, value in step(patched, x, dy).items():
+        if value.is_floating_point():
             # A running variance that fp32 does not hold is infinite in stock models.
             exact = truth[name].to(value.dtype).double()
-            # A few values per channel: one stock run says less of the error than elsewhere.
-            limit = 4.0 * testing.allowed(baseline[name], exact, value.dtype)
+            limit = max(testing.allowed(run[name], exact, value.dtype) for run in stock)
             assert testing.error(value, exact) <= limit, name
 
 
@@ -71,12 +69,7 @@ LARGE = ["own", "torchvision-no-expand", "torchvision-stride2", "lite-dynamic", 
 @pytest.mark.parametrize("name", LARGE)
 def test_large_activations_in_training(name: str, scale: float, backend: str) -> None:
     torch.manual_seed(1)
-    block = BLOCKS[name]().train()
-    if hasattr(block, "stochastic_depth"):
-        block.stochastic_depth.p = 0.0
-    if hasattr(block, "drop_path"):
-        block.drop_path = nn.Identity()
-    assert_like_stock(block, scale * torch.randn(3, 8, 9, 7))
+    assert_like_stock(BLOCKS[name]().train(), scale * torch.randn(3, 8, 9, 7))
 
 
 @pytest.mark.parametrize("scale", [1e20, 1e30])

@@ -160,17 +160,15 @@ def _check_count(parts: MBConvParts, x: Tensor, padding: tuple[int, int, int, in
 def check_worth(x: Tensor, channels: int, norms: tuple[nn.BatchNorm2d | None, ...]) -> None:
     """Leave small images to PyTorch's modules where that is faster: on the CPU, with gradients and frozen statistics.
 
-    There a block's kernels cost 0.2 to 0.4 ms more to call and 5 ns less for every element of its widest tensor. In
-    inference and with the batch's statistics they are faster at every size.
+    There a block's kernels cost 0.1 to 0.3 ms more to call and less for every element of its widest tensor. Asked
+    before anything else is prepared, because that would be time lost too.
 
     Raises:
         UnsupportedBlockError: ``channels`` of an image like ``x`` are too few values.
     """
-    if (
-        not x.is_cpu
-        or torch.compiler.is_compiling()
-        or x.shape[0] * x.shape[2] * x.shape[3] * channels >= SMALL
-    ):
+    if not x.is_cpu or x.dim() != 4 or torch.compiler.is_compiling():
+        return
+    if x.shape[0] * x.shape[2] * x.shape[3] * channels >= SMALL:
         return
     if any(bn is not None and batch_statistics(bn) for bn in norms) or dispatch.chosen_by_user():
         return
@@ -268,6 +266,9 @@ def run(parts: MBConvParts, x: Tensor) -> Tensor:
     dtype = compute_dtype(x)
     flat = block_tensors.of_block(parts)
     training = needs_backward(parts, x)
+    if training:
+        channels = flat[block_tensors.DEPTHWISE].shape[0]  # type: ignore[union-attr]
+        check_worth(x, channels, (parts.depthwise.bn, parts.project.bn, parts.expand and parts.expand.bn))
     padding = parts.padding
     if padding == "same":
         stencil = flat[block_tensors.DEPTHWISE]
@@ -279,13 +280,12 @@ def run(parts: MBConvParts, x: Tensor) -> Tensor:
             return y
     plan(parts, x.device, dtype, training)
     _check_count(parts, x, padding, training)
-    if training:
-        channels = conv.weight.shape[0]
-        check_worth(x, channels, (parts.depthwise.bn, parts.project.bn, parts.expand and parts.expand.bn))
     x = x.to(dtype)
     weights = _training_weights(parts, flat) if training else _inference_weights(parts, flat, dtype)
-    row_scale = None
+    row_scale = random = None
     if parts.row_scale is not None and parts.residual:
+        # Where the block's own modules take over they draw the same numbers again.
+        random = torch.get_rng_state() if x.is_cpu and not torch.compiler.is_compiling() else None
         row_scale = parts.row_scale(x).flatten()
         if not training:
             row_scale = row_scale.to(accumulation_dtype(dtype))
@@ -294,7 +294,12 @@ def run(parts: MBConvParts, x: Tensor) -> Tensor:
         None if part is None else running_of(part.bn)
         for part in (parts.expand, parts.depthwise, parts.project)
     )
-    return run_mbconv(x, weights, settings, row_scale, not training, running).y  # type: ignore[arg-type]
+    try:
+        return run_mbconv(x, weights, settings, row_scale, not training, running).y  # type: ignore[arg-type]
+    except UnsupportedBlockError:
+        if random is not None:
+            torch.set_rng_state(random)
+        raise
 
 
 def running_of(bn: nn.BatchNorm2d) -> Running | None:

@@ -75,9 +75,9 @@ def run(parts: ConvLayerParts, x: Tensor) -> Tensor:
     if dtype != weight.dtype and not fused.autocasts(x):
         raise UnsupportedBlockError("input and weight differ in dtype")
     training, batch = needs_backward(parts, x), fused.batch_statistics(bn)
-    plan(parts, x.device, dtype, training)
     if training:
         fused.check_worth(x, max(weight.shape[:2]), (bn,))
+    plan(parts, x.device, dtype, training)
     layer = _layer(parts)
     out = [
         (size + 2 * pad - kernel) // stride + 1

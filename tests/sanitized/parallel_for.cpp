@@ -3,6 +3,8 @@
 // PyTorch's own is OpenMP, whose waiting and waking ThreadSanitizer cannot see: everything would look like a race. As
 // there, the calling thread takes the first part, each part runs in a thread of its own, and a call inside a part runs
 // in that part's thread alone.
+#include <dlfcn.h>
+
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
@@ -19,6 +21,16 @@ thread_local uint32_t part_index = 0;
 // What ran, for the report: a library that was not used would pass every test.
 std::atomic<int64_t> regions{0}, parts{0};
 
+// Python loads torch's libraries out of sight of what was loaded before: by name alone the function is not found.
+uint32_t number_of_threads() {
+  using Function = AOTITorchError (*)(uint32_t*);
+  static const auto function =
+      reinterpret_cast<Function>(dlsym(dlopen("libtorch_cpu.so", RTLD_LAZY | RTLD_NOLOAD), "torch_get_num_threads"));
+  uint32_t threads = 1;
+  function(&threads);
+  return threads;
+}
+
 }  // namespace
 
 extern "C" {
@@ -33,12 +45,11 @@ __attribute__((visibility("default"))) AOTITorchError torch_get_thread_idx(uint3
 
 __attribute__((visibility("default"))) AOTITorchError torch_parallel_for(int64_t begin, int64_t end, int64_t grain,
                                                                          ParallelFunc body, void* context) {
-  uint32_t threads = 1;
-  torch_get_num_threads(&threads);
   const int64_t items = end - begin;
   if (items <= 0) return 0;
-  int64_t count =
-      inside ? 1 : std::min<int64_t>(threads, (items + std::max<int64_t>(grain, 1) - 1) / std::max<int64_t>(grain, 1));
+  int64_t count = inside ? 1
+                         : std::min<int64_t>(number_of_threads(),
+                                             (items + std::max<int64_t>(grain, 1) - 1) / std::max<int64_t>(grain, 1));
   const int64_t chunk = (items + count - 1) / count;
   count = (items + chunk - 1) / chunk;
   regions.fetch_add(1);
