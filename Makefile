@@ -23,7 +23,7 @@ endif
 EFFNET_FAST_CUDA_ARCHS ?= all
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-min test-core test-full fuzz lint format build bench publish gpu gpu-cache build-gpu-cache clean
+.PHONY: help setup demo test test-min test-core test-full fuzz sanitize lint format build bench publish gpu gpu-cache build-gpu-cache clean
 
 help:
 	@echo "make demo    classify photos with stock and patched networks, side by side"
@@ -31,6 +31,7 @@ help:
 	@echo "make test-min   the tests of what touches torch and Triton with the oldest ones there are kernels for (.venv-min)"
 	@echo "make test-full  make test with what takes hours: every launch of B0 to B7 compiled for every architecture"
 	@echo "make fuzz    random operations and models for half an hour (FUZZ_SECONDS)"
+	@echo "make sanitize  the CPU kernels under address, undefined-behaviour and thread sanitizers"
 	@echo "make build   the native libraries only (CUDA needs nvcc; .venv gets one from PyPI if there is none)"
 	@echo "make bench   this machine's benchmarks, results and a page under build/bench (20 minutes; an idle machine, please)"
 	@echo "make publish the same, into benchmarks/results, README.md and docs/figures"
@@ -120,6 +121,10 @@ test-full: build
 FUZZ_SECONDS ?= 1800
 fuzz: build
 	$(BIN)/python -m pytest -q --fuzz-seconds=$(FUZZ_SECONDS) --timeout=0 $(wildcard tests/test_fuzz_*.py)
+
+# The CPU kernels under AddressSanitizer with UndefinedBehaviorSanitizer, then under ThreadSanitizer.
+sanitize: $(VENV)/.dev
+	$(BIN)/python scripts/sanitize.py
 
 bench: build
 	$(BIN)/python benchmarks/publish.py --out build/bench

@@ -43,22 +43,29 @@ FLAVOURS = {
 }
 #: The other copies are the same sources with vectors of other widths.
 ISAS = ("avx512",)
-#: What runs: kernels on every instruction set, training ops, whole networks, several Python threads.
+#: What runs: kernels, training ops, whole networks, several Python threads. Of what tests at many sizes, some.
 TESTS = {
     "address": [
-        *("tests/test_cpu_kernels.py", "tests/test_cpu_training.py", "tests/test_cpu_engine.py"),
-        *("tests/test_cpu_block.py", "tests/test_optimize.py", "tests/test_fuzz_ops.py"),
-        *("tests/test_fuzz_blocks.py", "tests/test_field_bugs.py"),
+        *(
+            "tests/sanitized",
+            "tests/test_cpu_kernels.py",
+            "tests/test_cpu_training.py",
+            "tests/test_cpu_engine.py",
+        ),
+        *(
+            "tests/test_cpu_block.py",
+            "tests/test_cpu_threads.py",
+            "tests/test_fuzz_ops.py",
+            "tests/test_fuzz_blocks.py",
+        ),
     ],
     "thread": [
-        *("tests/test_cpu_kernels.py", "tests/test_cpu_training.py", "tests/test_cpu_engine.py"),
-        *("tests/test_cpu_block.py", "tests/test_optimize.py", "tests/test_fuzz_blocks.py"),
+        *("tests/sanitized", "tests/test_cpu_engine.py", "tests/test_cpu_block.py"),
+        *("tests/test_fuzz_ops.py", "tests/test_fuzz_blocks.py"),
     ],
 }
 #: Not about the native code, or about the speed, memory or machine code of the usual build.
-LEFT_OUT = (
-    "not reference and not fp16 and not environment_variable and not lite0_on_photos and not new_image_sizes"
-)
+LEFT_OUT = "not reference and not environment_variable"
 
 
 def run(command: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
@@ -128,6 +135,8 @@ def main() -> int:
         command = [sys.executable, "-m", "pytest", "-q", "-p", "sanitized_library", "-p", "no:cacheprovider"]
         command += ["--timeout=0", *(rest.split() or [*TESTS[flavour], "-k", LEFT_OUT])]
         done = subprocess.run(command, cwd=ROOT, env=os.environ | environment, check=False)
+        if done.returncode:
+            print(f"sanitize: {flavour}: pytest ended with {done.returncode}", file=sys.stderr)
         status = status or done.returncode
     return status
 

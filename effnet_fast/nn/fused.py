@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -56,14 +57,15 @@ def needs_backward(parts: MBConvParts, x: Tensor) -> bool:
     return x.requires_grad or any(p.requires_grad for p in _parameters(parts))
 
 
-def _parameters(parts: MBConvParts) -> list[Tensor]:
-    modules: list[nn.Module] = []
-    for part in (parts.expand, parts.depthwise, parts.project):
+def _parameters(parts: MBConvParts) -> Iterator[Tensor]:
+    """One after the other, because the first usually answers what is asked of all."""
+    for part in parts[:3]:
         if part is not None:
-            modules += [part.conv, part.bn]
+            for module in (part.conv, part.bn):  # type: ignore[union-attr]
+                yield from (t for t in (module.weight, module.bias) if t is not None)
     if parts.squeeze_excite is not None:
-        modules += [parts.squeeze_excite.fc1, parts.squeeze_excite.fc2]
-    return [t for m in modules for t in (m.weight, m.bias) if t is not None]  # type: ignore[misc]
+        for module in (parts.squeeze_excite.fc1, parts.squeeze_excite.fc2):
+            yield from (t for t in (module.weight, module.bias) if t is not None)
 
 
 #: Of :func:`backends_of`, by everything it asks.
@@ -157,7 +159,7 @@ def _check_count(parts: MBConvParts, x: Tensor, padding: tuple[int, int, int, in
         raise UnsupportedBlockError("one value per channel")
 
 
-def check_worth(x: Tensor, channels: int, norms: tuple[nn.BatchNorm2d | None, ...]) -> None:
+def check_worth(x: Tensor, channels: int, layers: tuple[ConvBN | None, ...]) -> None:
     """Leave small images to PyTorch's modules where that is faster: on the CPU, with gradients and frozen statistics.
 
     There a block's kernels cost 0.1 to 0.3 ms more to call and less for every element of its widest tensor. Asked
@@ -170,7 +172,7 @@ def check_worth(x: Tensor, channels: int, norms: tuple[nn.BatchNorm2d | None, ..
         return
     if x.shape[0] * x.shape[2] * x.shape[3] * channels >= SMALL:
         return
-    if any(bn is not None and batch_statistics(bn) for bn in norms) or dispatch.chosen_by_user():
+    if any(part is not None and batch_statistics(part.bn) for part in layers) or dispatch.chosen_by_user():
         return
     raise UnsupportedBlockError(
         "its images are small: with gradients and frozen statistics its own modules are faster"
@@ -264,11 +266,10 @@ def run(parts: MBConvParts, x: Tensor) -> Tensor:
         UnsupportedBlockError: this call is better left to the block's own modules; nothing was changed.
     """
     dtype = compute_dtype(x)
-    flat = block_tensors.of_block(parts)
     training = needs_backward(parts, x)
     if training:
-        channels = flat[block_tensors.DEPTHWISE].shape[0]  # type: ignore[union-attr]
-        check_worth(x, channels, (parts.depthwise.bn, parts.project.bn, parts.expand and parts.expand.bn))
+        check_worth(x, parts.depthwise.conv.in_channels, parts[:3])
+    flat = block_tensors.of_block(parts)
     padding = parts.padding
     if padding == "same":
         stencil = flat[block_tensors.DEPTHWISE]

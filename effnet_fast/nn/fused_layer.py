@@ -76,7 +76,7 @@ def run(parts: ConvLayerParts, x: Tensor) -> Tensor:
         raise UnsupportedBlockError("input and weight differ in dtype")
     training, batch = needs_backward(parts, x), fused.batch_statistics(bn)
     if training:
-        fused.check_worth(x, max(weight.shape[:2]), (bn,))
+        fused.check_worth(x, max(weight.shape[:2]), (parts.layer,))
     plan(parts, x.device, dtype, training)
     layer = _layer(parts)
     out = [
