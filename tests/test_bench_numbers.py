@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy
@@ -108,6 +109,13 @@ def test_compare_matches_jobs_and_skips_failures() -> None:
     changes = results.compare(old, new)
     assert [(c.key[-1], c.verdict) for c in changes] == [("eager", "better"), ("compile", "worse")]
     assert (changes[0].old_ms, changes[0].new_ms) == (10.0, 5.0)
+
+
+@pytest.mark.parametrize("write", [results.write, results.write_csv])
+def test_what_cannot_be_written_is_one_sentence(write: Callable[..., None], tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(EffnetFastError, match=r"^bench: cannot write .*: (Not a directory|File exists)$"):
+        write(tmp_path / "file" / "out", [])
 
 
 def test_json_and_csv_come_back(tmp_path: Path) -> None:

@@ -321,6 +321,20 @@ def norm(c: int, training: bool = True) -> BatchNorm:
     return BatchNorm(torch.ones(c), torch.zeros(c), None, None, 1e-5, training)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_weights_in_any_order(dtype: torch.dtype, reference: None) -> None:
+    """Beside channels_last images PyTorch's own backward refuses some of them in fp64."""
+    torch.manual_seed(0)
+    x, dense = torch.randn(2, 3, 4, 5, dtype=dtype), torch.randn(1, 3, 1, 2, dtype=dtype)
+    bn = BatchNorm(None, None, torch.zeros(1, dtype=dtype), torch.ones(1, dtype=dtype), 1e-5, False)
+    grads = []
+    for weight in (dense, dense.permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0)):
+        weight = weight.detach().requires_grad_()
+        y = conv_bn_act(x, weight, bn, act="silu").y
+        grads.append(torch.autograd.grad(y.square().sum(), weight)[0])
+    torch.testing.assert_close(*grads)
+
+
 BAD: dict[str, tuple[Callable[[torch.Tensor], object], str]] = {
     "x": (lambda x: conv_bn_act(x[0], torch.randn(4, 3, 3, 3), norm(4)), "conv_bn_act: x: expected"),
     "rank": (lambda x: conv_bn_act(x, torch.randn(4, 3), norm(4)), r"weight: expected \[C, Cin, kh, kw\]"),

@@ -8,10 +8,11 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
 import torch
 
@@ -144,18 +145,32 @@ def read(path: Path) -> dict[str, Any]:
     return data
 
 
-def write(path: Path, data: dict[str, Any]) -> None:
-    """Write JSON so that a reader never sees half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+@contextmanager
+def replacing(path: Path) -> Iterator[TextIO]:
+    """A file that takes the place of ``path`` when all of it is written: a reader never sees half.
+
+    Raises:
+        EffnetFastError: it cannot be written.
+    """
     partial = path.with_name(path.name + ".part")
-    partial.write_text(json.dumps(data, indent=1) + "\n")
-    partial.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("w", newline="") as file:
+            yield file
+        partial.replace(path)
+    except OSError as error:
+        raise EffnetFastError(f"bench: cannot write {path}: {error.strerror}") from error
+
+
+def write(path: Path, data: dict[str, Any]) -> None:
+    """Everything that was measured, as JSON."""
+    with replacing(path) as file:
+        file.write(json.dumps(data, indent=1) + "\n")
 
 
 def write_csv(path: Path, rows: list[Row]) -> None:
     """The rows as a table."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
+    with replacing(path) as file:
         writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore", restval="")
         writer.writeheader()
         writer.writerows(rows)

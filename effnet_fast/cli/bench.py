@@ -99,6 +99,8 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     if earlier:
         # Later the load is that of the benchmarks themselves.
         work.data["environment"]["load_before"] = earlier["environment"].get("load_before")
+    # A folder that cannot be written is told before the measurements, not after.
+    _save(work, arguments)
     interrupted = _run(work, arguments, output)
     _show(work.rows, output)
     _show_load(work.data["environment"], output)
@@ -116,23 +118,23 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     return 1 if any(change.verdict == "worse" for change in changes) else 0
 
 
+def _save(work: sweep.Sweep, arguments: argparse.Namespace) -> None:
+    results.add_speedups(work.rows)
+    if arguments.out:
+        results.write(arguments.out, work.data)
+    if arguments.csv:
+        results.write_csv(arguments.csv, work.rows)
+
+
 def _run(work: sweep.Sweep, arguments: argparse.Namespace, output: Output) -> bool:
     """Returns whether Ctrl-C ended it; what was measured by then is kept."""
-
-    def save() -> None:
-        results.add_speedups(work.rows)
-        if arguments.out:
-            results.write(arguments.out, work.data)
-        if arguments.csv:
-            results.write_csv(arguments.csv, work.rows)
-
     with output.remaining("measuring", work.remaining):
         try:
-            work.run(lambda row: save())
+            work.run(lambda row: _save(work, arguments))
         except KeyboardInterrupt:
             return True
         finally:
-            save()
+            _save(work, arguments)
     return False
 
 

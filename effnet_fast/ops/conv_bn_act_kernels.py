@@ -114,6 +114,10 @@ def training_backward(
     if layer.is_pointwise(weight):
         dx, dweight, _ = run("pointwise_backward")(dz, x, weight.flatten(1), need_dx=need_dx, need_dw=need_dw)
         return LayerGrads(dx, None if dweight is None else dweight.view(weight.shape), bn.params)
+    _, cin, rows, columns = weight.shape
+    if not weight.is_contiguous() and weight.stride() != (cin * rows * columns, 1, cin * columns, cin):
+        # Beside channels_last images PyTorch takes no weight in another order, nor one whose order is ambiguous.
+        weight = weight.clone(memory_format=torch.contiguous_format)
     dx, dweight, _ = torch.ops.aten.convolution_backward(
         *(dz, x, weight, None, layer.stride, layer.padding, (1, 1), False, (0, 0), 1),
         (need_dx, need_dw, False),
