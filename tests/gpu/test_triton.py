@@ -50,7 +50,8 @@ def test_blocks_of_b0(stage, dtype, monkeypatch):
         y, saved = blocks.training_forward(cast(x), w, settings, None)
         dy = torch.randn_like(y) if dy is None else dy
         needs = blocks.Needs(True, True, True, True)
-        grads = blocks.training_backward(cast(dy), cast(x), saved, w, settings, None, needs)
+        learnt = (w.expand, w.depthwise, w.project)
+        grads = blocks.training_backward(cast(dy), cast(x), saved, w, settings, None, needs, learnt)
         results.append({"y": y, **{k: v for k, v in grads._asdict().items() if v is not None}})
     actual, baseline, truth = results
     for key in truth:

@@ -35,7 +35,10 @@ def block_launches(batch: int, size: int, stage: Stage) -> list[Launch]:
     with intercept(lambda *launch: caught.append(Launch(*launch))):
         y, saved = blocks.training_forward(x, weights, settings, torch.empty(batch, device="meta"))
         needs = blocks.Needs(True, True, True, True)
-        blocks.training_backward(y, x, saved, weights, settings, torch.empty(batch, device="meta"), needs)
+        learnt = (weights.expand, weights.depthwise, weights.project)
+        blocks.training_backward(
+            y, x, saved, weights, settings, torch.empty(batch, device="meta"), needs, learnt
+        )
         blocks.inference(x, weights, settings, None)
     return caught
 

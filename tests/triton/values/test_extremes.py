@@ -319,6 +319,12 @@ def test_every_configuration(kit, dtype, kernel):
     norm = {"z": half, "affine": kit.affine(c), "act": "silu", "grad": kit.grad(c)}
     stats = reference.batch_norm_fold(None, None, kit.vector(c), kit.positive(c), 1e-3)
     conv = (z, x, kit.weight(cout, c))
+
+    def merge() -> None:
+        rows, weights = [kit.vector(9, 1, cout * c), None, None], [kit.weight(cout, c), None, None]
+        got, expected = (f.merge_weight_grads(rows, weights)[0] for f in (launchers, reference))
+        torch.testing.assert_close(got, expected)
+
     calls = {
         "pointwise_fwd": lambda: kit.check(
             "pointwise", x, kit.weight(cout, c), gate=back["gate"], stats=True, pool=True
@@ -354,6 +360,10 @@ def test_every_configuration(kit, dtype, kernel):
         "gate_batch_norm_sums": lambda: kit.check(
             "gate_batch_norm_sums", kit.vector(5, n, c), back["gate"], None
         ),
+        "gate_batch_norm_finalize": lambda: kit.check(
+            "gate_batch_norm_finalize", kit.vector(5, n, c) + 1, back["gate"], None, 77, stats, True
+        ),
+        "merge_weight_grads": merge,
     }
     if kernel.startswith("squeeze"):
         kit.dtype = torch.float32
