@@ -198,14 +198,18 @@ CASES: dict[str, dict[str, Case]] = {
     },
     "gate_batch_norm_finalize": {
         "": lambda d: launchers.gate_batch_norm_finalize(
-            torch.empty(5, _N, 9, 144, device="meta"), *[_table(_N, 144)] * 2, 784, _STATS, True
+            torch.empty(5, _N, 9, 144, dtype=torch.float32, device="meta"),
+            *[_table(_N, 144)] * 2,
+            784,
+            _STATS,
+            True,
         )
     },
     "merge_weight_grads": {
         "": lambda d: launchers.merge_weight_grads(
             [
                 _table(99, 144 * 24)[:, None],
-                torch.empty(99, 25, 144, device="meta"),
+                torch.empty(99, 25, 144, dtype=torch.float32, device="meta"),
                 _table(99, 24 * 144)[:, None],
             ],
             [_weight(d, 144, 24), _weight(d, 144, 1, 5, 5), _weight(d, 24, 144)],

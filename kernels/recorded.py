@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -92,7 +92,7 @@ def _named(where: str, run: Callable[[], None]) -> Iterator[tuple[str, Launch]]:
 
 def _block(stage: Stage, size: int, batch: int, dtype: torch.dtype, modes: tuple[str, ...]) -> None:
     x, weights, settings = tuner.random_block(stage, size, dtype, batch, torch.device("meta"))
-    row_scale = torch.empty(batch, device="meta") if settings.residual else None
+    row_scale = torch.empty(batch, dtype=torch.float32, device="meta") if settings.residual else None
     norms = ("expand_bn", "depthwise_bn", "project_bn")
     have = {name: bn for name in norms if (bn := getattr(weights, name)) is not None}
     frozen = weights._replace(**{name: bn._replace(training=False) for name, bn in have.items()})
@@ -116,13 +116,13 @@ class _Layer(NamedTuple):
     stride: int
 
     def run(self, size: int, batch: int, dtype: torch.dtype, modes: tuple[str, ...]) -> None:
-        meta: dict[str, Any] = {"device": "meta"}
         last = torch.channels_last
-        x = torch.empty((batch, self.cin, size, size), dtype=dtype, memory_format=last, **meta)
-        weight = torch.empty((self.cout, self.cin, self.kernel, self.kernel), dtype=dtype, **meta)
+        x = torch.empty((batch, self.cin, size, size), dtype=dtype, device="meta", memory_format=last)
+        weight = torch.empty((self.cout, self.cin, self.kernel, self.kernel), dtype=dtype, device="meta")
         layer = layers.Layer((self.stride,) * 2, (self.kernel // 2,) * 2, "silu")
+        vectors = torch.empty(4, self.cout, dtype=torch.float32, device="meta")
         for mode in modes:
-            bn = blocks.BatchNorm(*torch.empty(4, self.cout, **meta).unbind(), 1e-3, mode == "training")  # type: ignore[call-arg]
+            bn = blocks.BatchNorm(*vectors.unbind(), 1e-3, mode == "training")  # type: ignore[call-arg]
             if mode == "inference":
                 layers.inference(x, weight, bn, layer)
                 continue

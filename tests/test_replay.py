@@ -98,7 +98,7 @@ def test_another_block_of_the_same_shapes_has_its_own_tensors() -> None:
 
 
 def test_what_decides_is_part_of_the_key() -> None:
-    """Shape, layout, alignment, settings, backends, momentum; and what was decided is forgotten when asked to."""
+    """Shape, layout, alignment, settings, backends; and what was decided is forgotten when asked to."""
     _, patched, x = pair("torchvision", torch.float32)
     dy = torch.randn_like(x)
 
@@ -121,9 +121,9 @@ def test_what_decides_is_part_of_the_key() -> None:
         assert len(programs()) > 4
         count = len(programs())
         for bn in (m for m in patched.modules() if isinstance(m, nn.BatchNorm2d)):
-            bn.momentum = 0.2
+            bn.eps = 2e-3
         twice(x, dy)
-        assert len(programs()) == count + 1
+        assert len(programs()) > count
     with use_backend("reference"):
         twice(x, dy)
         count = len(programs())

@@ -32,7 +32,7 @@ class Program:
     def __init__(self, recorder: Recorder, arguments: int, results: Tensor | Sequence[Tensor]) -> None:
         single = isinstance(results, Tensor)
         places = list(map(recorder.place, [results] if isinstance(results, Tensor) else results))
-        self._like = torch.empty(0, device=recorder.owners[0].device)
+        self._like = torch.empty(0, dtype=torch.float32, device=recorder.owners[0].device)
         self._table: list[Any] = [None] * arguments
         self._steps: list[tuple[Callable[..., Any], Any, tuple[tuple[int, int], ...]]] = []
         self._layouts = [(tuple(t.shape), t.stride(), t.dtype) for t in recorder.owners]
