@@ -111,7 +111,8 @@ def test_cuda_graph(mode, on_triton):
             return [blocks.inference(x, weights, settings, None)]
         y, saved = blocks.training_forward(x, weights, settings, None)
         needs = blocks.Needs(True, True, True, True)
-        grads = blocks.training_backward(y, x, saved, weights, settings, None, needs)
+        learnt = (weights.expand, weights.depthwise, weights.project)
+        grads = blocks.training_backward(y, x, saved, weights, settings, None, needs, learnt)
         return [y, *(g for g in grads if g is not None)]
 
     stream = torch.cuda.Stream()

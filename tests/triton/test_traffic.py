@@ -103,7 +103,8 @@ def training_step(stage, size):
     with count_traffic() as traffic:
         y, saved = blocks.training_forward(x, weights, settings, None)
         needs = blocks.Needs(True, True, True, True)
-        blocks.training_backward(torch.empty_like(y), x, saved, weights, settings, None, needs)
+        learnt = (weights.expand, weights.depthwise, weights.project)
+        blocks.training_backward(torch.empty_like(y), x, saved, weights, settings, None, needs, learnt)
     return traffic
 
 
