@@ -64,6 +64,18 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     native.ops().cpu_isa(len(ISAS) - 1)
 
 
+@pytest.fixture(params=["cpu", "reference"])
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Runs a test on native code, where it is built, and on PyTorch's operations."""
+    from effnet_fast import native, use_backend
+
+    ok, reason = native.available("_ops")
+    if request.param == "cpu" and not ok:
+        pytest.skip(reason)
+    with use_backend(request.param):
+        yield request.param
+
+
 def _poisoned(allocate: Callable[..., Any]) -> Callable[..., Any]:
     def allocate_nan(*args: Any, **kwargs: Any) -> Any:
         out = allocate(*args, **kwargs)

@@ -24,15 +24,6 @@ FP32, BF16, FP16, FP64 = torch.float32, torch.bfloat16, torch.float16, torch.flo
 INF, NAN = float("inf"), float("nan")
 
 
-@pytest.fixture(params=["cpu", "reference"])
-def backend(request: pytest.FixtureRequest):
-    ok, reason = native.available("_ops")
-    if request.param == "cpu" and not ok:
-        pytest.skip(reason)
-    with use_backend(request.param):
-        yield request.param
-
-
 def step(model: nn.Module, x: Tensor, dy: Tensor | None = None) -> dict[str, Tensor]:
     """Output, gradients and buffers of one step."""
     torch.manual_seed(7)

@@ -13,23 +13,13 @@ from networks import NETWORKS, make_network
 from torch import Tensor, nn
 
 import effnet_fast
-from effnet_fast import EffnetFastError, images, native, samples, testing, unpatch, use_backend
+from effnet_fast import EffnetFastError, images, samples, testing, unpatch
 from effnet_fast.inference.check import cast
 from effnet_fast.inference.extract import extract
 from effnet_fast.inference.module import OptimizedModel
 from effnet_fast.inference.reference import ReferenceProgram
 
 FP32, BF16, FP64 = torch.float32, torch.bfloat16, torch.float64
-
-
-@pytest.fixture(params=["reference", "cpu"])
-def backend(request: pytest.FixtureRequest):
-    """What runs the network: PyTorch's convolutions, and native code where it is built."""
-    ok, reason = native.available("_ops")
-    if request.param == "cpu" and not ok:
-        pytest.skip(reason)
-    with use_backend(request.param):
-        yield request.param
 
 
 #: PyTorch's convolutions prove every network in fp64 (below); in fp32 and bf16 a few are enough.

@@ -30,15 +30,6 @@ FP32, BF16 = torch.float32, torch.bfloat16
 SHAPE = (1, 3, 32, 32)
 
 
-@pytest.fixture(params=["cpu", "reference"])
-def backend(request: pytest.FixtureRequest):
-    ok, reason = native.available("_ops")
-    if request.param == "cpu" and not ok:
-        pytest.skip(reason)
-    with use_backend(request.param):
-        yield request.param
-
-
 @pytest.fixture(scope="module", params=[("cpu", FP32), ("cpu", BF16), ("reference", FP32)])
 def optimized(request: pytest.FixtureRequest) -> nn.Module:
     backend, dtype = request.param
