@@ -145,6 +145,18 @@ def read(path: Path) -> dict[str, Any]:
     return data
 
 
+def check_writable(path: Path) -> None:
+    """That a file can be written there; what is there stays.
+
+    Raises:
+        EffnetFastError: it cannot be written.
+    """
+    with _telling(path):
+        partial = _partial(path)
+        partial.touch()
+        partial.unlink()
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[TextIO]:
     """A file that takes the place of ``path`` when all of it is written: a reader never sees half.
@@ -152,12 +164,22 @@ def replacing(path: Path) -> Iterator[TextIO]:
     Raises:
         EffnetFastError: it cannot be written.
     """
-    partial = path.with_name(path.name + ".part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with _telling(path):
+        partial = _partial(path)
         with partial.open("w", newline="") as file:
             yield file
         partial.replace(path)
+
+
+def _partial(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path.with_name(path.name + ".part")
+
+
+@contextmanager
+def _telling(path: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise EffnetFastError(f"bench: cannot write {path}: {error.strerror}") from error
 

@@ -100,7 +100,8 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
         # Later the load is that of the benchmarks themselves.
         work.data["environment"]["load_before"] = earlier["environment"].get("load_before")
     # A folder that cannot be written is told before the measurements, not after.
-    _save(work, arguments)
+    for path in filter(None, (arguments.out, arguments.csv)):
+        results.check_writable(path)
     interrupted = _run(work, arguments, output)
     _show(work.rows, output)
     _show_load(work.data["environment"], output)
@@ -109,7 +110,7 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
         _show_changes(changes, old["environment"], work.data["environment"], output)
     output.data({**work.data, **({"changes": [c._asdict() for c in changes]} if old else {})})
     if interrupted:
-        kept = f"; {arguments.out} has what was measured" if arguments.out else ""
+        kept = f"; {arguments.out} has what was measured" if arguments.out and work.fresh else ""
         print(
             f"effnet-fast bench: interrupted, {len(work.fresh)} of {len(jobs) * len(providers)} rows{kept}",
             file=sys.stderr,
@@ -134,7 +135,9 @@ def _run(work: sweep.Sweep, arguments: argparse.Namespace, output: Output) -> bo
         except KeyboardInterrupt:
             return True
         finally:
-            _save(work, arguments)
+            # Before the first row an earlier file has more to tell.
+            if work.fresh:
+                _save(work, arguments)
     return False
 
 

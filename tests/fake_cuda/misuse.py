@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
+from typing import Any
+
 import torch
 
 from . import steering
@@ -25,6 +29,21 @@ def launch_on_another_gpus_stream() -> None:
 
 def triton_on_the_wrong_gpu() -> None:
     """A tensor of cuda:1, launched while cuda:0 is current."""
+    _store_kernel()[(1,)](torch.zeros(16, device="cuda:1"))
+
+
+def much_shared_memory(asked_for: int) -> None:
+    """A launch with 64 KB of shared memory by a kernel for which ``asked_for`` bytes were asked for, if any."""
+    kernel = _store_kernel().warmup(torch.zeros(16, device="cuda"), grid=(1,))
+    _ = kernel.run  # asking for it loads the kernel
+    driver, function = ctypes.CDLL(os.environ["FAKE_CUDA_LIBRARY"]), ctypes.c_void_p(kernel.function)
+    if asked_for:
+        # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+        driver.cuFuncSetAttribute(function, 8, asked_for)
+    driver.cuLaunchKernel(function, *(1, 1, 1), *(32, 1, 1), 64 << 10, None, None, None)
+
+
+def _store_kernel() -> Any:
     import triton
     import triton.language as tl
 
@@ -32,7 +51,7 @@ def triton_on_the_wrong_gpu() -> None:
     def store_kernel(x):  # type: ignore[no-untyped-def]
         tl.store(x, 1.0)
 
-    store_kernel[(1,)](torch.zeros(16, device="cuda:1"))
+    return store_kernel
 
 
 def wait_for_the_device() -> None:

@@ -17,6 +17,15 @@ def test_tensor_of_another_gpu(device: Device) -> None:
     assert found == "a tensor of device 1 in a launch on device 0"
 
 
+def test_shared_memory_has_to_be_asked_for(device: Device) -> None:
+    (found,) = device.run("misuse.much_shared_memory", 0).log.violations
+    assert found.startswith("shared memory that was not opted in") and found.endswith("store_kernel")
+    assert not device.run("misuse.much_shared_memory", 64 << 10).log.violations
+    more, found = device.run("misuse.much_shared_memory", 1 << 20).log.violations
+    assert more.startswith("1048576 bytes of shared memory asked for, the device has 232448")
+    assert found.startswith("shared memory that was not opted in")
+
+
 def test_synchronization_is_logged(device: Device) -> None:
     assert device.run("misuse.wait_for_the_device").parts["item"].syncs == ["cudaStreamSynchronize"]
 
