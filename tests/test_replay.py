@@ -5,11 +5,12 @@ from itertools import chain
 
 import pytest
 import torch
-from patched_blocks import pair
+from patched_blocks import pair, shake_batch_norms
 from torch import Tensor, nn
 
 import effnet_fast
 from effnet_fast import dispatch, replay, tuning, use_backend
+from effnet_fast.nn.mbconv import ConvNormAct
 from effnet_fast.replay.program import Program
 
 
@@ -35,10 +36,12 @@ def step(block: nn.Module, x: Tensor, dy: Tensor) -> list[Tensor]:
     return [y.detach(), x.grad, *(p.grad for p in block.parameters()), *(b.clone() for b in block.buffers())]
 
 
-def steps(block: nn.Module, inputs: list[tuple[Tensor, Tensor]], replayed: bool) -> list[list[Tensor]]:
+def steps(
+    block: nn.Module, inputs: list[tuple[Tensor, Tensor]], replayed: bool, training: bool = True
+) -> list[list[Tensor]]:
     replay.devices = {"cpu"} if replayed else set()
     block = copy.deepcopy(block)
-    return [step(block, *pair_) for pair_ in inputs]
+    return [step(block, *pair_) if training else [block(pair_[0])] for pair_ in inputs]
 
 
 def batches(x: Tensor, count: int = 3) -> list[tuple[Tensor, Tensor]]:
@@ -61,6 +64,27 @@ def test_a_step_from_programs(backend: str, precision: str, recompute: bool) -> 
     for want, have in zip(expected, got, strict=True):
         for a, b in zip(want, have, strict=True):
             assert torch.equal(a, b) and a.dtype == b.dtype and a.stride() == b.stride()
+
+
+@pytest.mark.parametrize("training, made", [(True, 4), (False, 1)], ids=["training", "inference"])
+@pytest.mark.parametrize("recompute", [False, True], ids=["keeps z", "recomputes z"])
+@pytest.mark.parametrize("kernel, stride", [(1, 1), (3, 2)], ids=["head", "stem"])
+def test_layers_outside_the_blocks_from_programs(
+    kernel: int, stride: int, recompute: bool, training: bool, made: int
+) -> None:
+    """``made``: forward and backward of block and layer, or the layer's forward alone: a block's inference is no program."""
+    _, patched, x = pair("torchvision", torch.float32)
+    layer = shake_batch_norms(ConvNormAct(patched.block[-1][0].out_channels, 24, kernel, stride=stride))
+    model = nn.Sequential(patched, layer).train(training)
+    effnet_fast.patch(model, recompute_expand=recompute)
+    replay.devices = set()
+    like = model(x)
+    inputs = [(a, torch.randn_like(like)) for a, _ in batches(x)]
+    with use_backend("cpu"), torch.set_grad_enabled(training):
+        expected, got = (steps(model, inputs, replayed, training) for replayed in (False, True))
+    assert len(programs()) == made and None not in programs()
+    for want, have in zip(chain(*expected), chain(*got), strict=True):
+        assert torch.equal(want, have) and want.stride() == have.stride()
 
 
 def test_a_program_keeps_no_memory_and_shares_none() -> None:

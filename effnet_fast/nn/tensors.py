@@ -101,12 +101,10 @@ def of_layer(parts: ConvLayerParts) -> list[Tensor | None]:
 def _as_before(parts: MBConvParts | ConvLayerParts, tensors: list[Tensor | None], shapes: list[Any]) -> bool:
     """Whether all this has been checked: plain tensors of the same shapes, on the same device."""
     slots = parts.slots
-    return (
-        slots is not None
-        and shapes == slots.shapes
-        and _PLAIN.issuperset(map(type, tensors))
-        and all(t is None or t.device == slots.device for t in tensors)
-    )
+    if slots is None or shapes != slots.shapes or not _PLAIN.issuperset(map(type, tensors)):
+        return False
+    devices = [t.device for t in tensors if t is not None]
+    return devices.count(slots.device) == len(devices)  # type: ignore[arg-type]
 
 
 def _remember(parts: MBConvParts | ConvLayerParts, shapes: list[Any]) -> None:

@@ -133,7 +133,7 @@ def _image(x: Tensor, weight: Tensor, layer: Layer) -> Tensor:
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
 
-@kernel_op("conv_bn_act_inference")
+@kernel_op("conv_bn_act_inference", repeated=True)
 def _inference(
     x: Tensor,
     weight: Tensor,
@@ -155,7 +155,7 @@ def _(x, weight, bn_weight, bn_bias, mean, var, eps, stride, padding, act):  # t
     return _image(x, weight, Layer(stride, padding, act))
 
 
-@kernel_op("conv_bn_act_training")
+@kernel_op("conv_bn_act_training", repeated=True)
 def _training(
     x: Tensor,
     weight: Tensor,
@@ -184,7 +184,7 @@ def _(x, weight, bn_weight, bn_bias, mean, var, eps, training, stride, padding, 
     return _image(x, weight, layer), x.new_empty(0) if recompute else _image(x, weight, layer), stats
 
 
-@kernel_op("conv_bn_act_backward")
+@kernel_op("conv_bn_act_backward", repeated=True)
 def _backward_op(
     dy: Tensor,
     x: Tensor,
