@@ -52,11 +52,12 @@ TABLE: dict[str, tuple[Row, ...]] = {
         ("mma", "32", "sm_80", _gemm(64, 32, 64, 4, 3, maxnreg=168)),
         *(("mma", "32", arch, _gemm(64, 32, 64, 4, 3, maxnreg=255)) for arch in ("sm_90", "sm_100")),
         ("mma", "32", "*", _gemm(64, 32, 32, 4, 3, maxnreg=128)),
-        # On sm_120 a depth of 64 spills 16 bytes, and 40 to 64 with a limit of 176 to 255 registers; on sm_100 8
-        # without a limit (Triton 3.6), 48 at 168 (3.8). A depth of 32 needs the limit on sm_80, where ptxas stops at
-        # 96 registers by itself and spills 8 bytes.
-        *(("mma", "64", arch, _gemm(64, 64, 64, 4, 3, maxnreg=255)) for arch in ("sm_80", "sm_90", "sm_100")),
-        ("mma", "64", "*", _gemm(64, 64, 32, 4, 3, maxnreg=128)),
+        # With 4 warps the sizes of real networks spill 8 bytes at a depth of 64 and a limit of 255 (sm_90), 48 to 216 at a
+        # depth of 32 and limits of 128 and 168. With 8, sm_100 spills up to 16 without a limit and sm_120 up to 24 at a depth of
+        # 64, whatever the limit, and up to 16 at a limit of 168.
+        *(("mma", "64", arch, _gemm(64, 64, 64, 8, 3)) for arch in ("sm_80", "sm_90")),
+        ("mma", "64", "sm_100", _gemm(64, 64, 64, 8, 3, maxnreg=255)),
+        ("mma", "64", "*", _gemm(64, 64, 32, 8, 3, maxnreg=255)),
         ("mma", "*", "*", _gemm(64, 128, 32, 8, 3)),
         ("mma", "*", "*", _gemm(128, 64, 32, 8, 3)),
         # Of float32, sm_120 spills 8 bytes at 128 (Triton 3.6) or 168 (3.8).

@@ -138,15 +138,36 @@ def violations(kernels: list[Kernel], loads: dict[str, dict[tuple[str, str], int
                 yield f"{family} {storage} {arch}: {count} 16-byte loads, at least {least}"
 
 
-def table(kernels: list[Kernel], loads: dict[str, dict[tuple[str, str], int]]) -> str:
+def compiler(library: Path) -> str:
+    """The version of nvcc that built a library, from the manifest beside it; "" where there is none."""
+    manifest = library.with_name("build.json")
+    if not manifest.is_file():
+        return ""
+    return str(json.loads(manifest.read_text())["products"].get("_cuda", {}).get("nvcc", ""))
+
+
+def page(library: Path) -> str:
+    """docs/kernels/cuda_resources.md, as it is for a library."""
+    kernels = resources(library)
+    return table(kernels, loads_of(library, kernels), compiler(library))
+
+
+def loads_of(library: Path, kernels: list[Kernel]) -> dict[str, dict[tuple[str, str], int]]:
+    """:func:`wide_loads` of the architectures whose instructions are read, where the library has them."""
+    present = {kernel.arch for kernel in kernels}
+    return {arch: wide_loads(library, arch) for arch in DISASSEMBLED if arch in present}
+
+
+def table(kernels: list[Kernel], loads: dict[str, dict[tuple[str, str], int]], nvcc: str) -> str:
     """A markdown table: a row per kernel, registers per architecture."""
     archs = sorted({kernel.arch for kernel in kernels}, key=lambda arch: int(arch[3:]))
     lines = [
         "# CUDA kernels: resources",
         "",
-        "Written by `python scripts/cuda_resources.py --write docs/kernels/cuda_resources.md` from the compiled library, and checked",
-        "against `csrc/cuda/budgets.json` by `tests/test_cuda_build.py`. Threads a multiprocessor: by registers, of 2048; shared memory",
-        "depends on the plan. No kernel has a stack frame, that is, none spills.",
+        "Written by `python scripts/cuda_resources.py --write docs/kernels/cuda_resources.md` from the library as nvcc",
+        f"{nvcc} compiles it; `tests/test_cuda_build.py` compares this page with the library, and the library with",
+        "`csrc/cuda/budgets.json`. Threads a multiprocessor: by registers, of 2048; shared memory depends on the plan. No kernel has",
+        "a stack frame, that is, none spills.",
         "",
         f"| kernel | storage | {' | '.join(f'registers {arch}' for arch in archs)} | threads sm_90 | 16-byte loads sm_90 |",
         "|---|---|" + "---|" * (len(archs) + 2),
@@ -174,12 +195,12 @@ def main() -> int:
     if not arguments.library.is_file():
         raise SystemExit(f"cuda_resources: {arguments.library} not found; build it with `make build`")
     kernels = resources(arguments.library)
-    present = {kernel.arch for kernel in kernels}
-    loads = {arch: wide_loads(arguments.library, arch) for arch in DISASSEMBLED if arch in present}
+    loads = loads_of(arguments.library, kernels)
     if arguments.write:
-        arguments.write.write_text(table(kernels, loads))
+        arguments.write.write_text(table(kernels, loads, compiler(arguments.library)))
     found = list(violations(kernels, loads))
-    print("\n".join(found) or f"{len(kernels)} kernels on {', '.join(sorted(present))}: all within budget")
+    archs = ", ".join(sorted({kernel.arch for kernel in kernels}))
+    print("\n".join(found) or f"{len(kernels)} kernels on {archs}: all within budget")
     return 1 if found else 0
 
 

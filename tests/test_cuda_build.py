@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from pathlib import Path
 from types import ModuleType
 
@@ -10,7 +11,9 @@ import pytest
 
 from effnet_fast import native
 
-SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "cuda_resources.py"
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPT = ROOT / "scripts" / "cuda_resources.py"
+PAGE = ROOT / "docs" / "kernels" / "cuda_resources.md"
 
 
 @pytest.fixture(scope="module")
@@ -36,9 +39,18 @@ def library(script: ModuleType) -> Path:
 @pytest.mark.slow
 def test_within_budget(script: ModuleType, library: Path) -> None:
     kernels = script.resources(library)
-    present = {kernel.arch for kernel in kernels}
-    loads = {arch: script.wide_loads(library, arch) for arch in script.DISASSEMBLED if arch in present}
-    assert not list(script.violations(kernels, loads))
+    assert not list(script.violations(kernels, script.loads_of(library, kernels)))
+
+
+@pytest.mark.slow
+def test_the_page_is_of_this_library(script: ModuleType, library: Path) -> None:
+    page = PAGE.read_text()
+    nvcc = script.compiler(library)
+    if f"nvcc\n{nvcc} compiles" not in page:
+        pytest.skip(f"the page is of another nvcc than {nvcc}")
+    if not set(re.findall(r"registers (sm_\d+)", page)) <= {k.arch for k in script.resources(library)}:
+        pytest.skip("the library is not for every architecture of the page")
+    assert script.page(library) == page, f"stale: python scripts/cuda_resources.py --write {PAGE}"
 
 
 def test_every_template_is_there(script: ModuleType, library: Path) -> None:
