@@ -49,7 +49,8 @@ def native_build(out: Path) -> None:
         if product not in manifest["missing"]:
             print(f"effnet_fast: {product} built ({entry['file']})")
     for product, entry in sorted(manifest["missing"].items()):
-        print(f"effnet_fast: {product} not built: {entry['reason']}; to add it: {entry['fix']}")
+        remedy = f"; to add it: {entry['fix']}" if entry["fix"] else ""
+        print(f"effnet_fast: {product} not built: {entry['reason']}{remedy}")
 
 
 class BuildNative(build_ext):

@@ -9,7 +9,12 @@
 Importing the package touches no device. See :mod:`effnet_fast.ops` for the building blocks.
 """
 
-# First: in a source tree it says where the kernels are.
+# First: the command line can be interrupted while all the rest is imported.
+from . import ctrl_c  # isort: split
+
+ctrl_c.settle()
+
+# Second: in a source tree it says where the kernels are.
 from . import source_tree  # isort: split
 
 from . import models, nn, ops
@@ -66,4 +71,4 @@ __all__ = [
 ]
 
 source_tree.settle()
-del source_tree
+del ctrl_c, source_tree

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Sequence
 from typing import NoReturn, TextIO
 
+from .. import ctrl_c
 from ..build import version
 from ..errors import EffnetFastError
 from . import bench, build, classify, demo, info, models, report, tune
@@ -99,8 +100,8 @@ def _run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
         print(error_line(str(error)), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("effnet-fast: interrupted", file=sys.stderr)
-        return 130
+        print(ctrl_c.MESSAGE, file=sys.stderr)
+        return ctrl_c.EXIT_CODE
     except BrokenPipeError:
         # The reader (head, less) has seen enough; what is still buffered must not raise again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

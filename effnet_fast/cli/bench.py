@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from .. import ctrl_c
 from ..bench import results, sweep
 from ..bench.providers import PROVIDERS, default_providers, is_ours, named
 from ..bench.report.data import BUSY
@@ -115,7 +116,7 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
             f"effnet-fast bench: interrupted, {len(work.fresh)} of {len(jobs) * len(providers)} rows{kept}",
             file=sys.stderr,
         )
-        return 130
+        return ctrl_c.EXIT_CODE
     return 1 if any(change.verdict == "worse" for change in changes) else 0
 
 
@@ -131,7 +132,8 @@ def _run(work: sweep.Sweep, arguments: argparse.Namespace, output: Output) -> bo
     """Returns whether Ctrl-C ended it; what was measured by then is kept."""
     with output.remaining("measuring", work.remaining):
         try:
-            work.run(lambda row: _save(work, arguments))
+            with ctrl_c.raising():
+                work.run(lambda row: _save(work, arguments))
         except KeyboardInterrupt:
             return True
         finally:
