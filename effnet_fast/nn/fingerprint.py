@@ -37,11 +37,14 @@ class Fingerprint:
         "arguments",
         "parts",
         "refusal",
+        "smallness",
     )
 
     def __init__(self, block: nn.Module | None = None, arguments: object = ()) -> None:
         self.arguments = arguments
         self.parts: Any = None
+        #: :class:`.small_images.Smallness`, which is asked before anything is compared.
+        self.smallness: Any = None
         self.refusal = ""
         self._live: list[Any] = []
         if block is None:

@@ -17,10 +17,8 @@ from ..ops.mbconv_kernels import BatchNorm, Settings, Weights
 from ..types import Running, accumulation_dtype
 from . import tensors as block_tensors
 from .observed import recomputed
-from .parts import ConvBN, MBConvParts, same_padding
-
-#: Values of a block's widest tensor; see :func:`check_worth`.
-SMALL = 2**16
+from .parts import ConvBN, MBConvParts, batch_statistics, same_padding
+from .small_images import check_worth
 
 
 def autocasts(x: Tensor) -> bool:
@@ -31,11 +29,6 @@ def autocasts(x: Tensor) -> bool:
 def compute_dtype(x: Tensor) -> torch.dtype:
     """The dtype the block computes in."""
     return torch.get_autocast_dtype(x.device.type) if autocasts(x) else x.dtype
-
-
-def batch_statistics(bn: nn.BatchNorm2d) -> bool:
-    """Whether this BatchNorm normalizes with the batch's own statistics (as ``nn.BatchNorm2d.forward`` decides)."""
-    return bn.training or bn.running_mean is None
 
 
 def group_of(bn: nn.BatchNorm2d | nn.SyncBatchNorm) -> str:
@@ -159,26 +152,6 @@ def _check_count(parts: MBConvParts, x: Tensor, padding: tuple[int, int, int, in
         raise UnsupportedBlockError("one value per channel")
 
 
-def check_worth(x: Tensor, channels: int, layers: tuple[ConvBN | None, ...]) -> None:
-    """Leave small images to PyTorch's modules where that is faster: on the CPU, with gradients and frozen statistics.
-
-    There a block's kernels cost 0.1 to 0.3 ms more to call and less for every element of its widest tensor. Asked
-    before anything else is prepared, because that would be time lost too.
-
-    Raises:
-        UnsupportedBlockError: ``channels`` of an image like ``x`` are too few values.
-    """
-    if not x.is_cpu or x.dim() != 4 or torch.compiler.is_compiling():
-        return
-    if x.shape[0] * x.shape[2] * x.shape[3] * channels >= SMALL:
-        return
-    if any(part is not None and batch_statistics(part.bn) for part in layers) or dispatch.chosen_by_user():
-        return
-    raise UnsupportedBlockError(
-        "its images are small: with gradients and frozen statistics its own modules are faster"
-    )
-
-
 def norm_of(bn: nn.BatchNorm2d, wide: torch.dtype | None) -> BatchNorm:
     """The module's vectors, in the dtype ``wide`` or as they are."""
     batch = batch_statistics(bn)
@@ -268,7 +241,7 @@ def run(parts: MBConvParts, x: Tensor) -> Tensor:
     dtype = compute_dtype(x)
     training = needs_backward(parts, x)
     if training:
-        check_worth(x, parts.depthwise.conv.in_channels, parts[:3])
+        check_worth(x, parts)
     flat = block_tensors.of_block(parts)
     padding = parts.padding
     if padding == "same":

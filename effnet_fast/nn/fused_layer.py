@@ -11,14 +11,15 @@ from ..ops.conv_bn_act_kernels import Layer
 from ..ops.declare import constant_result
 from ..types import accumulation_dtype
 from . import fused
-from .parts import ConvLayerParts
+from .parts import ConvLayerParts, batch_statistics
+from .small_images import check_worth
 from .tensors import of_layer
 
 
 def needs_backward(parts: ConvLayerParts, x: Tensor) -> bool:
     """Whether the training kernels are needed: for a gradient, or for the batch's statistics."""
     conv, bn, _ = parts.layer
-    if fused.batch_statistics(bn):
+    if batch_statistics(bn):
         return True
     parameters = (conv.weight, bn.weight, bn.bias)
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, *parameters))
@@ -32,7 +33,7 @@ def plan(parts: ConvLayerParts, device: torch.device, dtype: torch.dtype, traini
     """
     conv, bn, _ = parts.layer
     names, reason = _backends_of(
-        device, dtype, training, fused.batch_statistics(bn), _layer(parts).is_pointwise(conv.weight)
+        device, dtype, training, batch_statistics(bn), _layer(parts).is_pointwise(conv.weight)
     )
     if reason:
         raise UnsupportedBlockError(reason)
@@ -74,9 +75,9 @@ def run(parts: ConvLayerParts, x: Tensor) -> Tensor:
         raise UnsupportedBlockError("the input is not an image of the convolution's channels and device")
     if dtype != weight.dtype and not fused.autocasts(x):
         raise UnsupportedBlockError("input and weight differ in dtype")
-    training, batch = needs_backward(parts, x), fused.batch_statistics(bn)
+    training, batch = needs_backward(parts, x), batch_statistics(bn)
     if training:
-        fused.check_worth(x, max(weight.shape[:2]), (parts.layer,))
+        check_worth(x, parts)
     plan(parts, x.device, dtype, training)
     layer = _layer(parts)
     out = [

@@ -86,6 +86,11 @@ class NetworkParts(NamedTuple):
     classifier: tuple[nn.Module, ...] = ()  # on the pooled features, in order
 
 
+def batch_statistics(bn: nn.BatchNorm2d) -> bool:
+    """Whether this BatchNorm normalizes with the batch's own statistics (as ``nn.BatchNorm2d.forward`` decides)."""
+    return bn.training or bn.running_mean is None
+
+
 @contextmanager
 def about(name: str) -> Iterator[None]:
     """Lets the reason of an :class:`UnsupportedBlockError` begin with the name of the module it is about."""

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import EffnetFastError, UnsupportedBlockError
-from ..nn import exact, fused, fused_layer, tensors
+from ..nn import exact, fused, fused_layer, small_images, tensors
 from ..nn.fingerprint import ATTRIBUTE, Fingerprint
 from ..nn.observed import observed
 from ..nn.parts import ConvLayerParts, MBConvParts, check_layer, check_parts
@@ -146,6 +146,7 @@ def read_parts(block: nn.Module, *args: Any, **kwargs: Any) -> MBConvParts | Con
         try:
             parts = _read(block, *args, **kwargs)
             known.parts = parts._replace(slots=tensors.slots_of(parts))
+            known.smallness = small_images.Smallness.of(parts)
         except UnsupportedBlockError as error:
             known.refusal = str(error)
     return known.read()  # type: ignore[no-any-return]
@@ -198,6 +199,14 @@ def _run(parts: MBConvParts | ConvLayerParts, x: Tensor) -> Tensor:
     return runner(parts).run(parts, x)  # type: ignore[no-any-return]
 
 
+def _surely_small(block: nn.Module, x: Tensor) -> bool:
+    """Whether that much can be said without a look at the block."""
+    if block.training or torch.compiler.is_compiling():
+        return False
+    known = block.__dict__.get(ATTRIBUTE)
+    return known is not None and known.smallness is not None and known.smallness.is_sure(x)
+
+
 class _StockForward:
     """The original class's ``forward`` under a name of its own: TorchScript knows no ``super()``."""
 
@@ -224,7 +233,7 @@ class FusedBlock(nn.Module):
         return y
 
     def _decide(self, x: Tensor) -> Tensor:
-        if not observed(x):
+        if not (_surely_small(self, x) or observed(x)):
             try:
                 return _run(read_parts(self), x)
             except UnsupportedBlockError:
@@ -261,7 +270,7 @@ class FusedBlockWithArguments(FusedBlock):
 
     # A class of its own, because torch.fx cannot trace through *args of a root module.
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if not observed(x):
+        if not (_surely_small(self, x) or observed(x)):
             try:
                 return _run(read_parts(self, *args, **kwargs), x)
             except UnsupportedBlockError:
