@@ -118,14 +118,6 @@ def test_what_cannot_be_written_is_one_sentence(write: Callable[..., None], tmp_
         write(tmp_path / "file" / "out", [])
 
 
-def test_trying_whether_a_file_can_be_written_leaves_what_is_there(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("earlier")
-    results.check_writable(tmp_path / "file")
-    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("file", "earlier")]
-    with pytest.raises(EffnetFastError, match=r"^bench: cannot write .*: (Not a directory|File exists)$"):
-        results.check_writable(tmp_path / "file" / "out")
-
-
 def test_json_and_csv_come_back(tmp_path: Path) -> None:
     data = {"environment": {"torch": "2"}, "rows": [make_row("eager", 1.0), make_row("compile", None)]}
     results.write(tmp_path / "deep" / "a.json", data)

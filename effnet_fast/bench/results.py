@@ -8,15 +8,14 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import Any, NamedTuple
 
 import torch
 
-from .. import build, environment
+from .. import build, environment, writing
 from ..errors import EffnetFastError
 from .providers import is_ours
 from .stats import Spread, verdict
@@ -145,54 +144,23 @@ def read(path: Path) -> dict[str, Any]:
     return data
 
 
-def check_writable(path: Path) -> None:
-    """That a file can be written there; what is there stays.
-
-    Raises:
-        EffnetFastError: it cannot be written.
-    """
-    with _telling(path):
-        partial = _partial(path)
-        partial.touch()
-        partial.unlink()
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[TextIO]:
-    """A file that takes the place of ``path`` when all of it is written: a reader never sees half.
-
-    Raises:
-        EffnetFastError: it cannot be written.
-    """
-    with _telling(path):
-        partial = _partial(path)
-        with partial.open("w", newline="") as file:
-            yield file
-        partial.replace(path)
-
-
-def _partial(path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path.with_name(path.name + ".part")
-
-
-@contextmanager
-def _telling(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise EffnetFastError(f"bench: cannot write {path}: {error.strerror}") from error
-
-
 def write(path: Path, data: dict[str, Any]) -> None:
-    """Everything that was measured, as JSON."""
-    with replacing(path) as file:
+    """Everything that was measured, as JSON.
+
+    Raises:
+        EffnetFastError: it cannot be written.
+    """
+    with writing.replacing(path, "bench") as file:
         file.write(json.dumps(data, indent=1) + "\n")
 
 
 def write_csv(path: Path, rows: list[Row]) -> None:
-    """The rows as a table."""
-    with replacing(path) as file:
+    """The rows as a table.
+
+    Raises:
+        EffnetFastError: it cannot be written.
+    """
+    with writing.replacing(path, "bench") as file:
         writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore", restval="")
         writer.writeheader()
         writer.writerows(rows)

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .. import ctrl_c
+from .. import ctrl_c, writing
 from ..bench import results, sweep
 from ..bench.providers import PROVIDERS, default_providers, is_ours, named
 from ..bench.report.data import BUSY
@@ -102,7 +102,7 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
         work.data["environment"]["load_before"] = earlier["environment"].get("load_before")
     # A folder that cannot be written is told before the measurements, not after.
     for path in filter(None, (arguments.out, arguments.csv)):
-        results.check_writable(path)
+        writing.check_file(path, "bench")
     interrupted = _run(work, arguments, output)
     _show(work.rows, output)
     _show_load(work.data["environment"], output)

@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import sys
 
-from .. import build
+from .. import build, writing
 from ..errors import EffnetFastError
 from .output import Output
 
@@ -19,13 +19,16 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     unknown = [name for name in arguments.products if name not in build.PRODUCTS]
     if unknown:
         raise EffnetFastError(f"build: unknown product {unknown[0]!r}, expected {', '.join(build.PRODUCTS)}")
+    root = build.source_root()
+    # Libraries and CMake's trees.
+    folders = build.output_folders(root) if root else ()
+    for folder in folders:
+        writing.check_folder(folder, "build")
     if not output.as_json:
         return build.run(arguments)
     # Progress stays visible, but out of the JSON's way.
     with contextlib.redirect_stdout(sys.stderr):
         code = build.run(arguments)
-    root = build.source_root()
-    folder = build.output_folders(root)[0] if root else None
-    manifest = build.read_manifest(folder) if folder else {"products": {}, "missing": {}}
-    output.data({"exit_code": code, "folder": folder, **manifest})
+    manifest = build.read_manifest(folders[0]) if folders else {"products": {}, "missing": {}}
+    output.data({"exit_code": code, "folder": folders[0] if folders else None, **manifest})
     return code

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from .. import writing
 from ..bench import report
 from ..bench.report.data import job
 from ..bench.report.page import job_name
-from ..errors import EffnetFastError
 from .output import Output
 
 HELP = "draw benchmark results as a page, figures or a table"
@@ -28,23 +28,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, output: Output) -> int:
+    if arguments.output:
+        writing.check_file(arguments.output, "report")
+    if arguments.png:
+        writing.check_folder(arguments.png, "report")
     devices = report.load(arguments.files)
     written = []
-    try:
-        if arguments.output:
-            arguments.output.parent.mkdir(parents=True, exist_ok=True)
-            arguments.output.write_text(report.render(devices))
-            written.append(arguments.output)
-        if arguments.png:
-            # matplotlib is an optional package.
-            from ..bench.report import figures
+    if arguments.output:
+        with writing.replacing(arguments.output, "report") as file:
+            file.write(report.render(devices))
+        written.append(arguments.output)
+    if arguments.png:
+        # matplotlib is an optional package.
+        from ..bench.report import figures
 
-            several = len(devices) > 1
+        several = len(devices) > 1
+        with writing.telling(arguments.png, "report"):
             for index, device in enumerate(devices):
                 folder = arguments.png / f"device{index}" if several else arguments.png
                 written += figures.save(device, folder)
-    except OSError as error:
-        raise EffnetFastError(f"report: cannot write {error.filename}: {error.strerror}") from error
     if arguments.text or not written:
         _show(devices, output)
     for path in written:
