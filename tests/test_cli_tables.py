@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import sys
+from pathlib import Path
 
 import pytest
+import torch
+from bench_rows import make_row
 from terminal import Terminal
 
-from effnet_fast.cli import bench, main, table
-from effnet_fast.cli.output import Output, duration, line_width
+from effnet_fast.bench import load, results
+from effnet_fast.cli import COMMANDS, bench, demo, main, table
+from effnet_fast.cli.output import Output, duration, line_width, wrapped
 
+HELPS = [(command, "--help") for command in COMMANDS]
 COLUMNS = ("name", "a", "bb", "ccc")
 ROWS = [("x", "1.5", "word", "2"), ("longer", "10", "", "33")]
 
@@ -78,6 +84,68 @@ def test_no_line_is_longer_than_the_terminal(terminal: Terminal, arguments: tupl
         assert "kernel" in shown and "mult-adds" in shown
 
 
+@pytest.mark.parametrize("width", [60, 80, 120])
+@pytest.mark.parametrize(
+    "arguments",
+    [("--help",), ("models",), ("models", "b7"), ("info", "--no-devices"), ("report", "e2e.json"), *HELPS],
+    ids=" ".join,
+)
+def test_every_output_fits(
+    arguments: tuple[str, ...],
+    width: int,
+    terminal: Terminal,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """No line is longer than the terminal, which would break words; a path alone in its line may be."""
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.chdir(tmp_path)
+    jobs = [{"batch": batch, "images_per_second": 5.0} for batch in (1, 16)]
+    rows = [
+        make_row(name, 2.0, **job) for job in jobs for name in ("eager-channels-last", "effnet-fast-optimize")
+    ]
+    results.write(tmp_path / "e2e.json", {"environment": results.facts("cpu"), "rows": rows})
+    with contextlib.redirect_stdout(terminal):
+        assert main(list(arguments)) == 0
+    lines = terminal.plain().splitlines()
+    assert len(lines) > 3
+    assert [line for line in lines if len(line) > width and len(line.split()) > 1] == []
+    # Names with hyphens are not broken where the line ends.
+    assert [line for line in lines if re.search(r"\w-$", line)] == []
+
+
+def test_sentences_end_their_lines_between_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "20")
+    assert wrapped("  isa  avx512f, avx512-bf16, fma", 7) == [
+        "  isa  avx512f,",
+        "       avx512-bf16,",
+        "       fma",
+    ]
+    monkeypatch.delenv("COLUMNS")
+    assert wrapped("x " * 200) == ["x " * 200]
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_tables_of_the_demo_fit(width: int, terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    names = ("stock", "patch", "optimize, fp32", "optimize, bf16")
+    photo = {
+        "photo": "palace",
+        "top": {"stock": [{"label": "drilling platform"}]},
+        "probabilities": {name: [0.5] for name in names},
+        "same_top1": {"patch": True},
+        "max_logit_difference": {"patch": 1e-6},
+    }
+    with contextlib.redirect_stdout(terminal):
+        demo._show_photos([photo], list(names), ["patch"], Output(False))
+        times = {"stock, channels_last": 30.0, "optimize, bf16": 1234.5}
+        demo._show_times(times, {}, torch.device("cpu"), Output(False))
+    lines = terminal.plain().splitlines()
+    assert max(map(len, lines)) <= width
+    # Not folded: every network has its bar beside it.
+    assert [line.split("  ")[0] for line in lines if "#" in line] == list(times)
+
+
 def row(provider: str, **changes: object) -> dict[str, object]:
     values = {
         "model": "b0",
@@ -105,6 +173,7 @@ def test_bench_on_a_terminal(terminal: Terminal) -> None:
     for column in ("error", "speed-up", "of roofline"):
         assert any(line.startswith(f"{column}: ") for line in text.splitlines())
     assert "load average: 3.0 before, 4.0 after, on 2 cores\nothers were at work" in text
+    assert "speed-ups come out larger" in " ".join(text.split())
 
 
 def test_bench_of_an_idle_machine_and_a_wide_page(capsys: pytest.CaptureFixture[str], monkeypatch) -> None:  # type: ignore[no-untyped-def]
@@ -128,3 +197,21 @@ def test_width(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_durations(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_cores_in_use_by_others(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    stat = tmp_path / "stat"
+    monkeypatch.setattr(load, "STAT", stat)
+    monkeypatch.setattr(load, "_own_seconds", iter([10.0, 11.0]).__next__)
+    monkeypatch.setattr("time.perf_counter", iter([100.0, 102.0]).__next__)
+    monkeypatch.setattr("os.sysconf", lambda name: 100)
+    stat.write_text("cpu  100 0 100 999 0 0 0 0 0 0\ncpu0 1\n")
+    others = load.Others()
+    # Busy for 4 seconds more, 1 of them this process, in 2 seconds.
+    stat.write_text("cpu  400 50 150 9999 0 0 0 0 0 0\n")
+    assert others.cores() == pytest.approx(1.5)
+
+
+def test_where_the_system_does_not_tell(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(load, "STAT", tmp_path / "none")
+    assert load.Others().cores() is None

@@ -9,9 +9,10 @@ import argparse
 import io
 import os
 import sys
+import textwrap
 import warnings
 from collections.abc import Sequence
-from typing import NoReturn, TextIO
+from typing import Any, NoReturn, TextIO
 
 from .. import ctrl_c
 from ..build import version
@@ -31,7 +32,20 @@ COMMANDS = {
 }
 
 
+class _Help(argparse.HelpFormatter):
+    """Names with hyphens stay whole."""
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False, break_long_words=False)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return "\n".join(indent + line for line in self._split_lines(text, width - len(indent)))
+
+
 class _Parser(argparse.ArgumentParser):
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"formatter_class": _Help, **options})
+
     def error(self, message: str) -> NoReturn:
         raise EffnetFastError(f"{message} (see {self.prog} --help)")
 

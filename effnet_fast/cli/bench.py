@@ -9,6 +9,7 @@ from typing import Any
 
 from .. import ctrl_c, writing
 from ..bench import results, sweep
+from ..bench.load import CONSEQUENCE
 from ..bench.providers import PROVIDERS, default_providers, is_ours, named
 from ..bench.report.data import BUSY
 from ..bench.targets import DTYPES, MODES
@@ -26,9 +27,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="b0 ... b7, torchvision:NAME, timm:NAME or package.module:factory; b4@1,64: with these batches",
     )
-    parser.add_argument("--models", nargs="+", default=[], dest="more_models", help="the same (default: b0)")
-    parser.add_argument("--batch", type=options.positive, nargs="+", default=[1], metavar="N")
-    parser.add_argument("--resolution", type=options.positive, nargs="+", default=[], metavar="PIXELS")
+    parser.add_argument(
+        "--models", nargs="+", default=[], dest="more_models", metavar="MODEL", help="the same (default: b0)"
+    )
+    parser.add_argument(
+        "--batch",
+        type=options.positive,
+        nargs="+",
+        default=[1],
+        metavar="N",
+        help="images of a call (default: 1)",
+    )
+    parser.add_argument(
+        "--resolution",
+        type=options.positive,
+        nargs="+",
+        default=[],
+        metavar="PIXELS",
+        help="default: each model's own",
+    )
     parser.add_argument(
         *("--dtype", "--dtypes"),
         action=options.Names,
@@ -37,7 +54,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DTYPE",
         help=f"some of {', '.join(DTYPES)} (default: fp32)",
     )
-    parser.add_argument("--mode", nargs="+", choices=MODES, default=["infer"])
+    parser.add_argument(
+        *("--mode", "--modes"),
+        action=options.Names,
+        choices=MODES,
+        default=["infer"],
+        metavar="MODE",
+        help=f"some of {', '.join(MODES)} (default: infer)",
+    )
     parser.add_argument(
         "--providers",
         action=options.Names,
@@ -148,8 +172,7 @@ MINOR = (("p20", "p80"), ("memory MB",), ("of roofline",))
 COLUMNS = ("provider", "median ms", "p20", "p80", "images/s", "memory MB", "error", "speed-up", "of roofline")
 LEGEND = (
     "*: effnet_fast's",
-    "error: the largest difference from fp64 over the largest value; in training of",
-    "  the stem's weight gradient",
+    "error: the largest difference from fp64 over the largest value; in training of the stem's weight gradient",
     "speed-up: over the fastest row without *",
     "of roofline: the least time at rates measured here over the time taken",
 )
@@ -165,11 +188,11 @@ def _show(rows: list[results.Row], output: Output) -> None:
         for row in ours:
             if not row["median_ms"]:
                 reason = f": {row['reason']}" if row.get("reason") else ""
-                output.line(f"not measured: {row['provider']}, {row['status']}{reason}")
+                output.sentence(f"not measured: {row['provider']}, {row['status']}{reason}")
         output.line()
     if results.measured(rows):
         for line in LEGEND:
-            output.line(line)
+            output.sentence(line, 2)
 
 
 def _cells(row: results.Row) -> tuple[str, ...]:
@@ -188,7 +211,7 @@ def _show_load(environment: dict[str, Any], output: Output) -> None:
     before, after = environment["load_before"], environment.get("load_after")
     output.line(f"load average: {before} before, {after} after, on {environment['cores']} cores")
     if before is not None and before > BUSY:
-        output.line("others were at work on this machine: trust ratios more than times")
+        output.sentence(f"others were at work on this machine: {CONSEQUENCE}")
 
 
 def _show_changes(

@@ -77,7 +77,7 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
         for rank, guess in enumerate(result["predictions"])
     ]
     output.table(("image", "class", "probability"), rows)
-    output.line(f"{name} on {device} in {arguments.dtype}: {runs}")
+    output.sentence(f"{name} on {device} in {arguments.dtype}: {runs}")
     if not failed:
         return 0
     output.error(f"classify: {_count(failed, arguments.images)} could not be read; the others are classified")
@@ -146,7 +146,7 @@ def _load(name: str, weights: Any, output: Output) -> nn.Module:
         warnings.simplefilter("always", CheckpointWarning)
         model = load_weights(effnet_fast.create(name, num_classes=classes), state)
     for warning in caught:
-        output.line(str(warning.message))
+        output.sentence(str(warning.message))
     return model
 
 

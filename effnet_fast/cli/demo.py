@@ -15,10 +15,11 @@ from torch import Tensor
 import effnet_fast
 
 from .. import images, samples
+from ..bench.load import CONSEQUENCE, NOTEWORTHY, Others
 from ..labels import imagenet_classes
 from . import contest, options
 from .classify import summary, top_classes
-from .output import Output
+from .output import Output, line_width
 
 HELP = "stock and our networks on real photos, side by side"
 
@@ -60,7 +61,9 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
         shown = [name for name, network in networks.items() if network.ours or name == contest.STOCK]
         logits = {name: networks[name].run(x).float().cpu() for name in shown}
         photos = _compare(list(paths), logits, networks)
+        others = Others()
         latency = contest.latency(networks, x[:1], arguments.rounds, output)
+        elsewhere = others.cores()
         report = effnet_fast.report(entered.patched)
     exact = [name for name in shown if networks[name].ours and networks[name].exact]
     worst = max(photo["max_logit_difference"][name] for photo in photos for name in exact)
@@ -81,23 +84,26 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
             "fastest": best,
             "fastest_stock": fastest_stock,
             "speedup_over_fastest_stock": ratio,
+            "cores_used_by_others": elsewhere,
             "missing": entered.missing,
             "blocks": report.as_dicts(),
         }
     )
     _show_photos(photos, shown, exact, output)
     _show_times(latency, networks, device, output)
-    output.line(
+    output.sentence(
         f"fastest: {best}, {latency[best]:.2f} ms, {ratio:.2f} times as fast as the fastest stock network ({fastest_stock})"
     )
+    if device.type == "cpu" and elsewhere is not None and elsewhere > NOTEWORTHY:
+        output.sentence(f"others used {elsewhere:.1f} cores of this machine meanwhile: {CONSEQUENCE}")
     output.line()
     for name, reason in entered.missing.items():
-        output.line(f"not here: {name} ({reason})")
-    output.line(f"patched network: {summary(report)}")
+        output.sentence(f"not here: {name} ({reason})")
+    output.sentence(f"patched network: {summary(report)}")
     if report.fused == 0:
         output.line("FAILED: no block ran fused, so nothing was compared; see: effnet-fast info")
     else:
-        output.line(
+        output.sentence(
             f"{'passed' if passed else 'FAILED'}: same first choice of all networks on {same} of {len(photos)} photos, "
             f"largest logit difference in fp32 {worst:.1e} (allowed {TOLERANCE:.0e})"
         )
@@ -162,9 +168,9 @@ def _show_photos(photos: list[dict[str, Any]], shown: list[str], exact: list[str
     # Whole names would not fit a terminal.
     short = [name.removeprefix("optimize, ") for name in shown]
     columns = ("photo", "class", *short, "same", "diff")
-    output.table(
-        columns, rows, "EfficientNet-Lite0 on ImageNet's classes, probabilities (fp32, bf16: optimized)"
-    )
+    title = "EfficientNet-Lite0 on ImageNet's classes, probabilities (fp32, bf16: optimized)"
+    # The largest difference is also in the last line.
+    output.table(columns, rows, title, (("diff",),))
     output.line()
 
 
@@ -172,8 +178,10 @@ def _show_times(
     latency: dict[str, float], networks: dict[str, contest.Network], device: torch.device, output: Output
 ) -> None:
     most = 1e3 / min(latency.values())
+    # Beside name, median and images a second.
+    longest = min(BAR, max(8, (line_width() or 80) - 2 - max(map(len, latency)) - 2 - 9 - 2 - 8))
     rows = [
-        (name, f"{value:.2f}", f"{1e3 / value:.1f}", output.bar(1e3 / value / most, BAR))
+        (name, f"{value:.2f}", f"{1e3 / value:.1f}", output.bar(1e3 / value / most, longest))
         for name, value in latency.items()
     ]
     where = f"{device}, {torch.get_num_threads()} threads" if device.type == "cpu" else str(device)

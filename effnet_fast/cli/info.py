@@ -42,7 +42,7 @@ def _show(report: dict[str, Any], output: Output) -> None:
     output.line()
     output.heading("missing")
     for item in report["missing"]:
-        output.line(f"  {item['what']}: {item['reason']}")
+        output.sentence(f"  {item['what']}: {item['reason']}", 4)
         if item["command"]:
             output.line(f"    add it with: {item['command']}")
 
@@ -52,9 +52,8 @@ def _facts(output: Output, title: str, facts: dict[str, Any]) -> None:
     output.heading(title)
     width = max(len(name) for name in facts)
     for name, value in facts.items():
-        output.line(
-            f"  {name.replace('_', ' ').strip() if title == 'system' else name:<{width}}  {_text(value)}"
-        )
+        shown = name.replace("_", " ").strip() if title == "system" else name
+        output.sentence(f"  {shown:<{width}}  {_text(value)}", width + 4)
 
 
 def _text(value: Any) -> str:
@@ -111,4 +110,4 @@ def _backends(output: Output, device: str, table: dict[str, dict[str, str]]) -> 
     output.table(("op", *names), rows, f"backends for fp32 on {device} (- : has no such op)")
     for name, texts in reasons.items():
         for text in texts:
-            output.line(f"  {name}: {text}")
+            output.sentence(f"  {name}: {text}", 4)

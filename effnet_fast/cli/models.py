@@ -76,6 +76,6 @@ def _show_stages(summary: ModelSummary, output: Output) -> None:
     ]
     output.table(columns, rows, f"{summary.name} at {summary.resolution} x {summary.resolution}")
     output.line("channels and size are those of the output")
-    output.line(
+    output.sentence(
         f"{summary.parameters / 1e6:.2f} M parameters, {summary.multiply_adds / 1e9:.2f} G multiply-adds an image"
     )

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sys
+import textwrap
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -34,6 +35,22 @@ def line_width() -> int | None:
     return shutil.get_terminal_size().columns
 
 
+def wrapped(text: str, indent: int = 0) -> list[str]:
+    """Lines of the width of the terminal; words stay whole, and so do names with hyphens."""
+    room = line_width()
+    if room is None or len(text) <= room:
+        return [text]
+    margin = " " * (len(text) - len(text.lstrip()))
+    return textwrap.wrap(
+        text.lstrip(),
+        room,
+        initial_indent=margin,
+        subsequent_indent=" " * indent or margin,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
 def error_line(text: str) -> str:
     """What a failure looks like on stderr, whatever line breaks its message has."""
     return f"effnet-fast: error: {' '.join(text.split())}"
@@ -59,7 +76,14 @@ class Output:
         print(error_line(text), file=sys.stderr, flush=True)
 
     def heading(self, text: str) -> None:
-        self._write(text, "bold")
+        for line in wrapped(text):
+            self._write(line, "bold")
+
+    def sentence(self, text: str, indent: int = 0) -> None:
+        """Text that ends its lines between words; lines after the first begin at ``indent``. Commands to be copied are
+        given to :meth:`line`, where the terminal may break a word but a copy does not."""
+        for line in wrapped(text, indent):
+            self._write(line)
 
     def _write(self, text: str, style: str = "") -> None:
         if self.as_json:

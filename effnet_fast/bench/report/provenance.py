@@ -9,6 +9,7 @@ from typing import Any
 
 from ...models.config import VARIANTS
 from .. import results
+from ..load import CONSEQUENCE
 from .data import Device, Row, busy, group
 from .markup import table
 
@@ -41,7 +42,7 @@ def banner(device: Device) -> str:
         return ""
     return (
         f'<p class="banner">Others were at work on this machine: a load average of {load_average:g} before a '
-        "benchmark began. Ratios between rows of one job hold better than times; measure again on an idle machine.</p>"
+        f"benchmark began. {escape(CONSEQUENCE)}; measure again on one.</p>"
     )
 
 
