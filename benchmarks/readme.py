@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from effnet_fast.bench import results
+from effnet_fast.bench.load import CONSEQUENCE
 from effnet_fast.bench.providers import is_ours
 from effnet_fast.bench.report import Device, Duel, duels, figures, load
 from effnet_fast.bench.report.data import busy, group, job, shape_job
@@ -60,7 +61,10 @@ def _conditions(device: Device) -> list[str]:
     isa = f" ({facts['isa']})" if facts["device"] == "cpu" and facts.get("isa") else ""
     lines = [f"**{device.name}**{isa}, PyTorch {facts['torch']}, measured {' and '.join(dates)}.", ""]
     if (load_average := busy(device)) is not None:
-        lines += [f"Others were at work on the machine (load average up to {load_average}).", ""]
+        lines += [
+            f"Others were at work on the machine (load average up to {load_average}): {CONSEQUENCE}.",
+            "",
+        ]
     return lines
 
 

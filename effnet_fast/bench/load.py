@@ -9,7 +9,7 @@ from pathlib import Path
 STAT = Path("/proc/stat")
 
 #: What other work does to a comparison: the threads of an OpenMP team wait for the slowest at every operation.
-CONSEQUENCE = "PyTorch's threads then wait for each other, and both times and speed-ups come out larger than on an idle machine"
+CONSEQUENCE = "PyTorch's threads then wait for each other, and both times and speed-ups can be larger than on an idle machine"
 #: Cores in use by others from which on it is said.
 NOTEWORTHY = 0.25
 
