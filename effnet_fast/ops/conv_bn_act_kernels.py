@@ -61,8 +61,16 @@ def _convolve(x: Tensor, weight: Tensor, layer: Layer, stats: bool) -> tuple[Ten
     if layer.is_pointwise(weight):
         z, _, partials = run("pointwise", stats=stats)(x, weight.flatten(1), stats=stats)
         return z, partials
+    x, weight = _unambiguous(x, weight)
     z = dense_nhwc(F.conv2d(x, weight, None, layer.stride, layer.padding))
     return z, run("channel_stats")(z) if stats else None
+
+
+def _unambiguous(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """PyTorch's convolution (torch 2.14, oneDNN) reads beside one-channel images in channels_last where the kernel has one row."""
+    if weight.shape[1:3] != (1, 1):
+        return x, weight
+    return x.flatten().view(x.shape), weight.flatten().view(weight.shape)
 
 
 def inference(x: Tensor, weight: Tensor, bn: BatchNorm, layer: Layer) -> Tensor:
@@ -114,6 +122,7 @@ def training_backward(
     if layer.is_pointwise(weight):
         dx, dweight, _ = run("pointwise_backward")(dz, x, weight.flatten(1), need_dx=need_dx, need_dw=need_dw)
         return LayerGrads(dx, None if dweight is None else dweight.view(weight.shape), bn.params)
+    x, weight = _unambiguous(x, weight)
     _, cin, rows, columns = weight.shape
     if not weight.is_contiguous() and weight.stride() != (cin * rows * columns, 1, cin * columns, cin):
         # Beside channels_last images PyTorch takes no weight in another order, nor one whose order is ambiguous.
