@@ -13,8 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 import effnet_fast
 import effnet_fast.ops.flops  # registers the formulas
-from effnet_fast import ops
-from effnet_fast.nn import fused
+from effnet_fast import native, ops
+from effnet_fast.nn import fused, small_images
 
 
 class Counter(TorchDispatchMode):
@@ -54,7 +54,7 @@ def by_hand(block: nn.Module, x: torch.Tensor, gradients: bool) -> int:
     "name", ["torchvision", "torchvision-no-expand", "torchvision-stride2", "lite-residual"]
 )
 def test_blocks(name: str, recompute: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fused, "SMALL", 0)
+    monkeypatch.setattr(small_images, "SMALL", 0)
     block = BLOCKS[name]().eval()
     patched = effnet_fast.patch(copy.deepcopy(block), recompute_expand=recompute)
     x = torch.randn(2, 8, 11, 9)
@@ -103,3 +103,20 @@ def test_pytorchs_counter(train: bool) -> None:
             network(x).sum().backward()
         counts.append(counter.get_total_flops())
     assert counts[0] == counts[1] > 0
+
+
+def test_the_profiler_knows_pytorchs_own_operators_only() -> None:
+    """Its numbers come from names and shapes in C++, where no formula can be added: docs/reliability.md says what can count."""
+    ok, reason = native.available("_ops")
+    if not ok:
+        pytest.skip(reason)
+    stock = torchvision_block(p=0.0).eval()
+    x, counts = torch.randn(1, 8, 64, 64), []
+    for network in (stock, effnet_fast.patch(copy.deepcopy(stock))):
+        with torch.no_grad(), torch.profiler.profile(with_flops=True) as profile:
+            network(x)
+        counts.append(sum(event.flops for event in profile.key_averages()))
+    assert 0 <= counts[1] < counts[0]
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        effnet_fast.patch(stock)(x)
+    assert counter.get_total_flops() == by_hand(effnet_fast.unpatch(stock), x, False)
