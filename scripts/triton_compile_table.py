@@ -2,12 +2,15 @@
 
     python scripts/triton_compile_table.py
 
-Needs no GPU; takes ten minutes.
+Needs no GPU; takes ten minutes. The page carries a digest of what was compiled, by which a test knows that it is stale.
 """
 
 from __future__ import annotations
 
+import hashlib
+import io
 import multiprocessing
+import tokenize
 from collections import defaultdict
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -16,7 +19,11 @@ import triton
 from effnet_fast.kernels import coverage
 from effnet_fast.kernels.compile_matrix import ARCHITECTURES, Result, jobs, run
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "kernels" / "triton.md"
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "kernels" / "triton.md"
+
+#: What compiles, how, and with which arguments.
+SOURCES = ("*_kernels.py", "fragments.py", "configs.py", "coverage.py")
 
 HEAD = """\
 # Triton kernels as compiled
@@ -30,7 +37,21 @@ A cell: largest shared memory of a block in KiB / most registers of a thread / m
 configurations and dtypes, and in the GEMMs the tensor-core instructions of float16 and bfloat16. Triton (3.6 and 3.9)
 emits none for sm_75: dots run on its FMA units there, with the tiles of float32.
 
+Sources {digest}.
+
 """
+
+
+def digest() -> str:
+    """Of the sources' tokens: comments and blank lines do not matter."""
+    ignored = (tokenize.COMMENT, tokenize.NL)
+    found = hashlib.sha256()
+    for path in sorted(path for pattern in SOURCES for path in (ROOT / "kernels").glob(pattern)):
+        for token in tokenize.generate_tokens(io.StringIO(path.read_text()).readline):
+            # f-strings are one token before Python 3.12 and several after, so joints between tokens do not count.
+            if token.type not in ignored:
+                found.update(token.string.encode())
+    return found.hexdigest()[:12]
 
 
 def cell(results: list[Result]) -> str:
@@ -61,6 +82,7 @@ def main() -> None:
             version=triton.__version__,
             compiled=len(results),
             failed=len(failed),
+            digest=digest(),
         )
         + "| kernel | "
         + " | ".join(f"sm_{a}" for a in ARCHITECTURES)

@@ -52,13 +52,10 @@ def needs_backward(parts: MBConvParts, x: Tensor) -> bool:
 
 def _parameters(parts: MBConvParts) -> Iterator[Tensor]:
     """One after the other, because the first usually answers what is asked of all."""
-    for part in parts[:3]:
-        if part is not None:
-            for module in (part.conv, part.bn):  # type: ignore[union-attr]
-                yield from (t for t in (module.weight, module.bias) if t is not None)
-    if parts.squeeze_excite is not None:
-        for module in (parts.squeeze_excite.fc1, parts.squeeze_excite.fc2):
-            yield from (t for t in (module.weight, module.bias) if t is not None)
+    se = parts.squeeze_excite
+    modules = [module for part in parts[:3] if part is not None for module in (part.conv, part.bn)]  # type: ignore[union-attr]
+    for module in (*modules, *(() if se is None else (se.fc1, se.fc2))):
+        yield from (t for t in (module.weight, module.bias) if t is not None)
 
 
 #: Of :func:`backends_of`, by everything it asks.

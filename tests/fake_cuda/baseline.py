@@ -61,6 +61,15 @@ def _addmm(bias: Tensor, a: Tensor, b: Tensor, **_: Any) -> Tensor:
     return _mm(a, b)
 
 
+def _product_out(a: Tensor, b: Tensor, *, out: Tensor) -> Tensor:
+    _launched(b"mm", a)
+    return out
+
+
+def _addmm_out(bias: Tensor, a: Tensor, b: Tensor, *, out: Tensor, **_: Any) -> Tensor:
+    return _product_out(a, b, out=out)
+
+
 def _bmm(a: Tensor, b: Tensor) -> Tensor:
     out = torch.empty((a.shape[0], a.shape[1], b.shape[2]), dtype=a.dtype, device=a.device)
     _launched(b"bmm", a)
@@ -78,6 +87,9 @@ def install() -> Any:
         ("mm", _mm),
         ("addmm", _addmm),
         ("bmm", _bmm),
+        # Inductor's code calls these.
+        ("mm.out", _product_out),
+        ("addmm.out", _addmm_out),
     ):
         library.impl(name, function, "CUDA")
     return library

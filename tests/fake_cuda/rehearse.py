@@ -9,7 +9,8 @@ every Python version), of ptxas, of the architecture, the options and the kernel
 or the driver. So Triton's version and Python's must be those of the machine with the GPU. That a real GPU finds every
 entry is not proven: launches are those of the fake device.
 
-Not rehearsed: the tests, whose shapes are others, and torch.compile's own kernels.
+Nothing computes: a test that reads values off the device fails at that line, and what it would have launched after it is not
+compiled here. Inductor's kernels are compiled again on the machine with the GPU, whose cache is not this one.
 """
 
 from __future__ import annotations
@@ -26,17 +27,34 @@ from fake_cuda.process import Device, JobError
 
 
 def models(mode: str) -> str:
-    """The networks that gpu.sh measures: its MODELS_INFER or MODELS_TRAIN where there is a GPU."""
-    found = re.search(rf'MODELS_{mode}="(.+?)"', (ROOT / "scripts" / "gpu.sh").read_text())
+    """The networks that gpu.sh measures: its MODELS_INFER or MODELS_TRAIN."""
+    return " ".join(option(f"MODELS_{mode}"))
+
+
+def option(name: str) -> tuple[str, ...]:
+    """Arguments that gpu.sh keeps in a variable where there is a GPU."""
+    found = re.search(rf'\b{name}="(.+?)"', (ROOT / "scripts" / "gpu.sh").read_text())
     assert found is not None
-    return found[1]
+    return tuple(found[1].split())
 
 
 def stages() -> dict[str, tuple[str, ...]]:
     """The stages that compile, as jobs and their arguments."""
+    benchmarks = tuple(
+        str(ROOT / "benchmarks" / f"test_{name}.py") for name in ("mbconv", "depthwise", "pointwise")
+    )
     return {
+        "tests": ("workloads.tests", "-m", "gpu", str(ROOT / "tests")),
         "inference": ("workloads.steps", "inference", models("INFER"), "bf16"),
         "training": ("workloads.steps", "training", models("TRAIN"), "bf16"),
+        "compile": (
+            "workloads.compile_steps",
+            models("INFER").split(",")[0],
+            "bf16",
+            "compile",
+            "effnet-fast-compile",
+        ),
+        "shapes": ("workloads.tests", *benchmarks, "--benchmark-only", *option("SHAPES")),
         "profile": ("workloads.profile", "--batch", "64", "--dtype", "bf16"),
         "sanitizer": ("workloads.script", "sanitizer_subset"),
     }

@@ -5,11 +5,16 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any
 from unittest import mock
 
+import pytest
 import torch
+
+import effnet_fast.testing
+from effnet_fast.bench import providers, targets
 
 from . import baseline, networks
 from .build import ROOT
@@ -35,10 +40,58 @@ def steps(mode: str, models: str, dtype: str) -> float:
     return seconds
 
 
+def compile_steps(models: str, dtype: str, *names: str) -> float:
+    """CPU seconds of the first call of networks, "b0@256", by the benchmark's providers of these names."""
+    from torch._inductor import config
+
+    baseline.install()
+    # The convolutions that stand in for cuDNN's choose other layouts than Inductor expects without cuDNN.
+    config.size_asserts = False
+    began = _cpu_time()
+    for entry in models.split():
+        name, _, batch = entry.partition("@")
+        job = targets.Job(name, "infer", int(batch), SIZES[name], dtype)
+        device = torch.device("cuda")
+        for provider in names:
+            model = targets.stock_model(job, device)
+            providers.PROVIDERS[provider](model, targets.images(job, device), job).step()
+            torch.compiler.reset()
+    return _cpu_time() - began
+
+
+def tests(*arguments: str) -> float:
+    """CPU seconds of pytest, compiling included. A test that reads values off the device fails; what it launched is compiled."""
+    baseline.install()
+    # Modules as pytest has them: this folder's own tests are not among those that run.
+    before = list(sys.path)
+    began = _cpu_time()
+    try:
+        with (
+            _agreeing(),
+            open(os.devnull, "w") as nowhere,
+            redirect_stdout(nowhere),
+            redirect_stderr(nowhere),
+        ):
+            pytest.main(["-q", "-p", "no:cacheprovider", "--rootdir", str(ROOT), *arguments])
+    finally:
+        sys.path[:] = before
+    return _cpu_time() - began
+
+
 def script(name: str, *arguments: str) -> float:
-    """CPU seconds of a script of benchmarks/, compiling included. What it asks of values, it is told to be so."""
-    with mock.patch.object(torch.Tensor, "__bool__", return_value=True):
+    """CPU seconds of a script of benchmarks/, compiling included."""
+    with _agreeing():
         return _main(_imported(name), *arguments)
+
+
+@contextmanager
+def _agreeing() -> Iterator[None]:
+    """Within the block what is asked of values is told to be so: nothing computes them."""
+    with (
+        mock.patch.object(torch.Tensor, "__bool__", return_value=True),
+        mock.patch.object(effnet_fast.testing, "error", return_value=0.0),
+    ):
+        yield
 
 
 def profile(*arguments: str) -> float:

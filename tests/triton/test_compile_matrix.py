@@ -4,7 +4,9 @@ Shared memory within the architecture's limit, no spills, tensor-core instructio
 """
 
 import multiprocessing
+import runpy
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -36,6 +38,13 @@ def test_compiles(kernel: str, pool: ProcessPoolExecutor) -> None:
     assert not bad, "\n".join(
         f"sm_{r.job.capability} {r.job.dtype} {r.variant} {r.config}: {r.problem}" for r in bad
     )
+
+
+def test_the_page_is_of_these_kernels() -> None:
+    script = Path(__file__).resolve().parents[2] / "scripts" / "triton_compile_table.py"
+    table = runpy.run_path(str(script))
+    fresh = f"Sources {table['digest']()}." in table["PAGE"].read_text()
+    assert fresh, f"{table['PAGE']} is stale: python {script}"
 
 
 def test_every_kernel_of_the_table_is_covered() -> None:
