@@ -12,7 +12,7 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
-from environments import fake_nvcc
+from environments import copy_sources, fake_nvcc
 
 from effnet_fast import build, environment, native
 from effnet_fast.build import driver as driver_module
@@ -193,6 +193,43 @@ def test_build_command_on_a_machine_without_a_gpu(tmp_path: Path, monkeypatch: p
     # Where nobody asks any more, what was built stays.
     assert build_command(monkeypatch, "--no-cuda") == (0, mock.ANY)
     assert build.read_manifest(tmp_path / "lib")["missing"] == {}
+
+
+@pytest.mark.usefixtures("no_driver")
+def test_what_came_with_the_package_is_not_built_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after `pip install --no-build-isolation .`, where `effnet-fast build` compiled all of it into the cache."""
+    root = copy_sources(tmp_path / "sources")
+    beside, built = tmp_path / "beside", []
+    beside.mkdir()
+    entries = {
+        "_ops": {"file": "_ops.so", "sources": build.source_hash(root, "_ops")},
+        "_C": {"file": "_C.so", "sources": "of another version"},
+    }
+    (beside / build.MANIFEST).write_text(json.dumps({"products": entries, "missing": {}}))
+
+    def compile_product(product: str, *_: object) -> dict[str, object]:
+        built.append(product)
+        return {"file": f"{product}.so", "sources": "0", "seconds": 3}
+
+    monkeypatch.setattr(build, "source_root", lambda: root)
+    monkeypatch.setattr(driver_module, "LIBRARY_FOLDER", beside)
+    monkeypatch.setattr(driver_module, "_build_product", compile_product)
+    monkeypatch.setattr(build, "output_folders", lambda root: (tmp_path / "cache", tmp_path / "work"))
+    # The manifest names a file that is gone.
+    assert build_command(monkeypatch)[0] == 0 and built == ["_ops", "_C"]
+    (beside / "_ops.so").touch()
+    built.clear()
+    code, text = build_command(monkeypatch)
+    assert (code, built) == (0, ["_C"])
+    assert "  _ops: came with the package (to build it anew: effnet-fast build _ops)\n" in text
+    built.clear()
+    assert build_command(monkeypatch, "_ops")[0] == 0 and built == ["_ops"]
+    # In a checkout compilers decide what is new.
+    monkeypatch.setattr(build, "source_root", lambda: driver_module.PACKAGE.parent)
+    built.clear()
+    assert build_command(monkeypatch)[0] == 0 and built == ["_ops", "_C"]
 
 
 def test_what_was_missing_is_looked_for_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ from .driver import (
     build,
     cache_folder,
     cache_root,
+    came_with_the_package,
     configuration,
     installed_packages,
     library_folders,
@@ -134,12 +135,16 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"effnet-fast build: unknown product {unknown[0]!r}, expected {', '.join(PRODUCTS)}")
         return 2
     _obey(arguments)
-    products = tuple(arguments.products) or PRODUCTS
     root = source_root()
     if root is None:
         print("effnet-fast build: the sources are not installed; pip install --force-reinstall effnet-fast")
         return 1
     out, work = output_folders(root)
+    products, there = tuple(arguments.products), []
+    if not products:
+        # Minutes of compiling would give the same again; architectures that are named may be others.
+        there = [] if arguments.archs else came_with_the_package(root)
+        products = tuple(product for product in PRODUCTS if product not in there)
     wanted = [product for product in products if unwanted(product) is None]
     obstacles = [missing for product in wanted if (missing := diagnose(product)) is not None]
     remedy = f"what is missing comes with: {merged(obstacles).fix} && {COMMAND}"
@@ -153,6 +158,8 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"effnet-fast build: {error}")
         return 1
     failed = [product for product in products if manifest["missing"].get(product, {}).get("failed")]
+    for product in there:
+        print(f"  {product}: came with the package (to build it anew: {COMMAND} {product})")
     for product in products:
         print(f"  {product}: {_outcome(product, manifest)}")
     if obstacles:

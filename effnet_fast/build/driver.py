@@ -135,6 +135,21 @@ def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
         return {"products": {}, "missing": {}}
 
 
+def came_with_the_package(root: Path) -> list[str]:
+    """Products of an installed package whose libraries lie beside it and fit its sources; none in a checkout, where
+    libraries are built in place and compilers decide what is new."""
+    known = read_manifest(LIBRARY_FOLDER)["products"]
+    if root == PACKAGE.parent:
+        return []
+    return [
+        product
+        for product in PRODUCTS
+        if (entry := known.get(product))
+        and entry["sources"] == source_hash(root, product)
+        and (LIBRARY_FOLDER / entry["file"]).is_file()
+    ]
+
+
 def unwanted(product: str) -> MissingTool | None:
     """Why a product is left out although nothing is known to be in its way; ``None``: it is wanted."""
     if toolchain.is_set("EFFNET_FAST_SKIP_BUILD"):
