@@ -203,11 +203,11 @@ def test_what_came_with_the_package_is_not_built_again(
     root = copy_sources(tmp_path / "sources")
     beside, built = tmp_path / "beside", []
     beside.mkdir()
-    entries = {
+    there = {
         "_ops": {"file": "_ops.so", "sources": build.source_hash(root, "_ops")},
         "_C": {"file": "_C.so", "sources": "of another version"},
     }
-    (beside / build.MANIFEST).write_text(json.dumps({"products": entries, "missing": {}}))
+    (beside / build.MANIFEST).write_text(json.dumps({"products": there, "missing": {}}))
 
     def compile_product(product: str, *_: object) -> dict[str, object]:
         built.append(product)
@@ -226,6 +226,10 @@ def test_what_came_with_the_package_is_not_built_again(
     assert "  _ops: came with the package (to build it anew: effnet-fast build _ops)\n" in text
     built.clear()
     assert build_command(monkeypatch, "_ops")[0] == 0 and built == ["_ops"]
+    there["_C"]["sources"] = build.source_hash(root, "_C")
+    (beside / build.MANIFEST).write_text(json.dumps({"products": there, "missing": {}}))
+    (beside / "_C.so").touch()
+    assert build_command(monkeypatch)[1].startswith("nothing to build\n  _ops: came with the package")
     # In a checkout compilers decide what is new.
     monkeypatch.setattr(build, "source_root", lambda: driver_module.PACKAGE.parent)
     built.clear()

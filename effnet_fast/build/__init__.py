@@ -148,7 +148,7 @@ def run(arguments: argparse.Namespace) -> int:
     wanted = [product for product in products if unwanted(product) is None]
     obstacles = [missing for product in wanted if (missing := diagnose(product)) is not None]
     remedy = f"what is missing comes with: {merged(obstacles).fix} && {COMMAND}"
-    print(f"building {', '.join(wanted) or 'nothing'} from {root} into {out}", flush=True)
+    print(f"building {', '.join(wanted)} from {root} into {out}" if wanted else "nothing to build", flush=True)
     if obstacles:
         # Now, not after the minutes that the others take.
         print(f"missing: {merged(obstacles).reason}\n{remedy}", flush=True)
