@@ -199,3 +199,34 @@ def test_a_block_inside_a_fake_or_stock_model_is_still_fused() -> None:
     model = effnet_fast.patch(nn.Sequential(torchvision_block(), torchvision_block()).double().eval())
     with use_backend("reference"):
         assert effnet_fast.report(model).fused == 2
+
+
+class Net(nn.Module):
+    """nncf keeps something of its own inside the model, over which a Sequential would step."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.stem, self.block, self.head = nn.Conv2d(3, 8, 1), block, nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.block(self.stem(x)))
+
+
+@pytest.mark.slow
+def test_nncf_finds_the_quantizers_of_stock(monkeypatch: pytest.MonkeyPatch) -> None:
+    # It compiles an extension of its own when it is first used.
+    monkeypatch.setenv("NNCF_EXTENSION_LOAD_TIMEOUT", "0")
+    nncf = pytest.importorskip("nncf")
+    stock = Net(BLOCKS["torchvision"]()).eval()
+    patched = effnet_fast.patch(copy.deepcopy(stock))
+    images = [torch.randn(1, 3, 12, 12) for _ in range(4)]
+    results = []
+    for model in (stock, patched):
+        # So that blocks would be fused where nothing kept them from it.
+        with use_backend("reference"), torch.no_grad():
+            quantized = nncf.quantize(model, nncf.Dataset(images), subset_size=4)
+            count = sum("Quantizer" in type(module).__name__ for module in quantized.modules())
+            results.append((count, quantized(images[0])))
+    assert results[0][0] == results[1][0] >= 8
+    assert results[0][1].abs().max() > 1e-3
+    torch.testing.assert_close(results[1][1], results[0][1])
