@@ -8,8 +8,10 @@
 #include <cstdint>
 #include <cstring>
 
-#if defined(__AVX512F__)
+#if defined(__AVX512F__) || defined(__FMA__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 #include "common/activation.h"
@@ -28,11 +30,6 @@ constexpr int kVectorBytes = 32;
 constexpr int kVectorBytes = 16;
 #endif
 constexpr int kLanes = kVectorBytes / 4;
-#if defined(__FMA__) || defined(__aarch64__)
-constexpr bool kFusedMultiplyAdd = true;
-#else
-constexpr bool kFusedMultiplyAdd = false;
-#endif
 
 using Float = float __attribute__((vector_size(kVectorBytes)));
 using Int = int32_t __attribute__((vector_size(kVectorBytes)));
@@ -58,7 +55,8 @@ inline Vec operator-(Vec a, Vec b) { return a.v - b.v; }
 inline Vec operator*(Vec a, Vec b) { return a.v * b.v; }
 inline Vec operator/(Vec a, Vec b) { return a.v / b.v; }
 inline Vec operator-(Vec a) { return -a.v; }
-// One expression, so that both compilers contract it where the instruction set has a fused multiply-add.
+// One expression, so that both compilers contract it where the instruction set has a fused multiply-add. They may leave
+// it: GCC does below -O2. Where the product must not be rounded, see reduce_by_ln2.
 inline Vec multiply_add(Vec a, Vec b, Vec c) { return a.v * b.v + c.v; }
 
 // Keeps x in a register: without it GCC loads x anew for every use as a memory operand, and loads become the limit
@@ -78,7 +76,21 @@ inline void keep_in_register(Vec& x) {
 inline Vec maximum(Vec bound, Vec x) { return bound.v > x.v ? bound.v : x.v; }
 inline Vec minimum(Vec bound, Vec x) { return bound.v < x.v ? bound.v : x.v; }
 
-// exp(x) to 2.5e-7: x = n ln2 + r with |r| <= ln2/2, exp(r) by a polynomial (minimax, relative error 1.05e-7), times
+// x - n ln2 without rounding n ln2, for whole numbers n of at most 8 bits, whatever the optimizer does.
+inline Vec reduce_by_ln2(Vec x, Vec n) {
+#if defined(__AVX512F__)
+  return (Float)_mm512_fnmadd_ps((__m512)n.v, _mm512_set1_ps(0.693147180559945f), (__m512)x.v);
+#elif defined(__FMA__) && defined(__AVX2__)
+  return (Float)_mm256_fnmadd_ps((__m256)n.v, _mm256_set1_ps(0.693147180559945f), (__m256)x.v);
+#elif defined(__aarch64__)
+  return (Float)vfmsq_f32((float32x4_t)x.v, (float32x4_t)n.v, vdupq_n_f32(0.693147180559945f));
+#else
+  // ln2 in two parts, the first short enough for n times it to be exact.
+  return multiply_add(n, Vec(2.12194440e-4f), multiply_add(n, Vec(-0.693359375f), x));
+#endif
+}
+
+// exp(x) to 4.2e-7: x = n ln2 + r with |r| <= ln2/2, exp(r) by a polynomial (minimax, relative error 1.05e-7), times
 // 2^n through the exponent bits. Above 88.38 the result is inf, below -87.3 it stops at 1.2e-38; NaN stays NaN. Every
 // instruction counts: this is most of what an epilogue costs.
 inline Vec exponential(Vec x) {
@@ -87,13 +99,7 @@ inline Vec exponential(Vec x) {
   const Vec magic(12582912.0f);
   const Vec shifted = multiply_add(x, Vec(1.44269504088896341f), magic);
   const Vec n = shifted - magic;
-  Vec r;
-  if constexpr (kFusedMultiplyAdd) {
-    r = multiply_add(n, Vec(-0.693147180559945f), x);
-  } else {
-    // ln2 in two parts, the first short enough for n times it to be exact.
-    r = multiply_add(n, Vec(2.12194440e-4f), multiply_add(n, Vec(-0.693359375f), x));
-  }
+  const Vec r = reduce_by_ln2(x, n);
   Vec p(8.312501013e-3f);
   p = multiply_add(p, r, Vec(4.189033061e-2f));
   p = multiply_add(p, r, Vec(1.666711569e-1f));
