@@ -53,7 +53,7 @@ inline Vec sigmoid_denominator(Vec x) {
   const Vec shifted = multiply_add(bounded, factor, magic);
   const Vec whole = shifted - magic;
   // -ln2 r, from x itself: times a rounded 1 / ln2 it would lose digits where |x| is large.
-  const Vec q = multiply_add(whole, Vec(0.693147180559945f), bounded);
+  const Vec q = reduce_by_ln2(bounded, -whole);
   const Vec polynomial = multiply_add(q, Vec(5.000000001e-01f), Vec(-1.000014657e+00f));
   return multiply_add(table_power(shifted, whole), multiply_add(polynomial, q, Vec(1.0f)), Vec(1.0f));
 }
