@@ -169,6 +169,8 @@ def test_ctrl_c_before_the_first_step_is_one_word(tmp_path: Path) -> None:
     """Sent while the data are read."""
     script = (
         "import os, runpy, signal, sys, training_data\n"
+        # Tests that a shell runs in the background inherit that Ctrl-C is ignored.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "training_data.datasets = lambda *_: os.kill(os.getpid(), signal.SIGINT)\n"
         "sys.argv = sys.argv[1:]\n"
         "runpy.run_path(sys.argv[0], run_name='__main__')"
