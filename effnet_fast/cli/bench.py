@@ -46,22 +46,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PIXELS",
         help="default: each model's own",
     )
-    parser.add_argument(
-        *("--dtype", "--dtypes"),
-        action=options.Names,
-        choices=DTYPES,
-        default=["fp32"],
-        metavar="DTYPE",
-        help=f"some of {', '.join(DTYPES)} (default: fp32)",
-    )
-    parser.add_argument(
-        *("--mode", "--modes"),
-        action=options.Names,
-        choices=MODES,
-        default=["infer"],
-        metavar="MODE",
-        help=f"some of {', '.join(MODES)} (default: infer)",
-    )
+    for name, choices, default in (("dtype", DTYPES, "fp32"), ("mode", MODES, "infer")):
+        parser.add_argument(
+            *(f"--{name}", f"--{name}s"),
+            action=options.Names,
+            choices=choices,
+            default=[default],
+            metavar=name.upper(),
+            help=f"some of {', '.join(choices)} (default: {default})",
+        )
     parser.add_argument(
         "--providers",
         action=options.Names,

@@ -25,14 +25,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from fake_cuda.build import ROOT
 from fake_cuda.process import Device, JobError
 
+#: Only where they are named: what they allocate is this machine's memory here, tens of gigabytes.
+LARGE = ("tests", "shapes")
+
 
 def models(mode: str) -> str:
     """The networks that gpu.sh measures: its MODELS_INFER or MODELS_TRAIN."""
     return " ".join(option(f"MODELS_{mode}"))
-
-
-#: Only where they are named: what they allocate is this machine's memory here, tens of gigabytes.
-LARGE = ("tests", "shapes")
 
 
 def option(name: str) -> tuple[str, ...]:
