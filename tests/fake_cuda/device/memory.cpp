@@ -1,6 +1,8 @@
 // Device memory: host memory that is reserved and, until somebody writes to it, not there. It reads as zeros.
 #include <sys/mman.h>
 
+#include <algorithm>
+#include <cstdint>
 #include <cstring>
 
 #include "fake.h"
@@ -9,6 +11,32 @@ namespace fake {
 namespace {
 
 std::map<const char*, Allocation> allocations;
+
+constexpr size_t kPage = 4096;
+
+// Whole pages are given back and then read as zeros: what is only zeroed takes no memory.
+void zero(char* to, size_t bytes) {
+  char* first = to + (-reinterpret_cast<uintptr_t>(to) & (kPage - 1));
+  char* last = to + bytes - (reinterpret_cast<uintptr_t>(to + bytes) & (kPage - 1));
+  if (first >= last || allocation_of(to) == nullptr || madvise(first, last - first, MADV_DONTNEED) != 0) {
+    std::memset(to, 0, bytes);
+    return;
+  }
+  std::memset(to, 0, first - to);
+  std::memset(last, 0, to + bytes - last);
+}
+
+// Page by page, because what was never written shall not be there after it was copied either.
+void copy(char* to, const char* from, size_t bytes) {
+  static const char zeros[kPage] = {};
+  for (size_t done = 0; done < bytes; done += kPage) {
+    const size_t part = std::min(kPage, bytes - done);
+    if (part == kPage && std::memcmp(from + done, zeros, kPage) == 0)
+      zero(to + done, part);
+    else
+      std::memcpy(to + done, from + done, part);
+  }
+}
 
 }  // namespace
 
@@ -72,15 +100,19 @@ FAKE_API cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMe
   std::lock_guard<std::recursive_mutex> lock(fake::mutex);
   if (forbidden("cudaMemcpy")) return cudaErrorStreamCaptureUnsupported;
   fake::write("sync\tcudaMemcpy");
-  return std::memcpy(to, from, bytes), cudaSuccess;
+  return fake::copy(static_cast<char*>(to), static_cast<const char*>(from), bytes), cudaSuccess;
 }
 FAKE_API cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind, cudaStream_t stream) {
   operation("memcpy", stream);
-  return std::memcpy(to, from, bytes), cudaSuccess;
+  return fake::copy(static_cast<char*>(to), static_cast<const char*>(from), bytes), cudaSuccess;
 }
 FAKE_API cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t stream) {
   operation("memset", stream);
-  return std::memset(to, value, bytes), cudaSuccess;
+  if (value == 0)
+    fake::zero(static_cast<char*>(to), bytes);
+  else
+    std::memset(to, value, bytes);
+  return cudaSuccess;
 }
 FAKE_API cudaError_t cudaMemset(void* to, int value, size_t bytes) {
   return cudaMemsetAsync(to, value, bytes, nullptr);
