@@ -80,6 +80,26 @@ def test_workers_that_are_spawned() -> None:
         assert torch.equal(pool.apply_async(optimized, (x,)).get(timeout=120), optimized(x))
 
 
+def test_workers_of_joblib() -> None:
+    """loky's processes, which get their arguments by cloudpickle."""
+    joblib = pytest.importorskip("joblib")
+    optimized = effnet_fast.optimize(make_network("timm-lite"), SHAPE)
+    x = torch.randn(2, 3, 32, 32)
+    results = joblib.Parallel(n_jobs=2, backend="loky")(joblib.delayed(optimized)(x) for _ in range(2))
+    assert all(torch.equal(y, optimized(x)) for y in results)
+
+
+def test_workers_of_ray() -> None:
+    ray = pytest.importorskip("ray")
+    optimized = effnet_fast.optimize(make_network("timm-lite"), SHAPE)
+    x = torch.randn(2, 3, 32, 32)
+    ray.init(num_cpus=1, include_dashboard=False)
+    try:
+        assert torch.equal(ray.get(ray.remote(optimized.forward).remote(x)), optimized(x))
+    finally:
+        ray.shutdown()
+
+
 #: Loads a program and its images, and says what it computes.
 OTHER_END = """
 import sys, pickle, torch
