@@ -54,7 +54,8 @@ def by_hand(block: nn.Module, x: torch.Tensor, gradients: bool) -> int:
     "name", ["torchvision", "torchvision-no-expand", "torchvision-stride2", "lite-residual"]
 )
 def test_blocks(name: str, recompute: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(small_images, "SMALL", 0)
+    monkeypatch.setattr(small_images, "SMALL_BLOCK", 0)
+    monkeypatch.setattr(small_images, "SMALL_LAYER", 0)
     block = BLOCKS[name]().eval()
     patched = effnet_fast.patch(copy.deepcopy(block), recompute_expand=recompute)
     x = torch.randn(2, 8, 11, 9)

@@ -17,7 +17,7 @@ from ..ops.mbconv_kernels import BatchNorm, Settings, Weights
 from ..types import Running, accumulation_dtype
 from . import tensors as block_tensors
 from .observed import recomputed
-from .parts import ConvBN, MBConvParts, batch_statistics, same_padding
+from .parts import ConvBN, MBConvParts, batch_statistics, same_padding, uses_batch_statistics
 from .small_images import check_worth
 
 
@@ -43,7 +43,7 @@ def group_of(bn: nn.BatchNorm2d | nn.SyncBatchNorm) -> str:
 
 def needs_backward(parts: MBConvParts, x: Tensor) -> bool:
     """Whether the training kernels are needed: for a gradient, or for the batch's statistics."""
-    if any(part is not None and batch_statistics(part.bn) for part in parts[:3]):  # type: ignore[union-attr]
+    if uses_batch_statistics(parts):
         return True
     if not torch.is_grad_enabled():
         return False
@@ -122,7 +122,7 @@ def plan(parts: MBConvParts, device: torch.device, dtype: torch.dtype, training:
         UnsupportedBlockError: the block is better left to PyTorch; the message is the reason.
     """
     conv = parts.depthwise.conv
-    statistics = any(part is not None and batch_statistics(part.bn) for part in parts[:3])  # type: ignore[union-attr]
+    statistics = uses_batch_statistics(parts)
     kernel, stride = conv.weight.shape[-1], conv.stride[0]
     names, reason = backends_of(device, dtype, training, statistics, kernel, stride)
     if reason:

@@ -55,6 +55,11 @@ def _function_mode() -> bool:
     return any(type(mode) is not DeviceContext for mode in _get_current_function_mode_stack())
 
 
+def saved_by_others() -> bool:
+    """Whether tensors kept for the backward go through somebody's hooks, and those of gradient checkpointing above all."""
+    return recomputed() or torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
+
+
 def recomputed() -> bool:
     """Whether gradient checkpointing runs this forward a second time, inside a backward.
 

@@ -91,6 +91,18 @@ def batch_statistics(bn: nn.BatchNorm2d) -> bool:
     return bn.training or bn.running_mean is None
 
 
+def layers_of(parts: MBConvParts | ConvLayerParts) -> list[ConvBN]:
+    """The convolutions with their BatchNorms, in the order they run."""
+    if isinstance(parts, ConvLayerParts):
+        return [parts.layer]
+    return [part for part in (parts.expand, parts.depthwise, parts.project) if part is not None]
+
+
+def uses_batch_statistics(parts: MBConvParts | ConvLayerParts) -> bool:
+    """:func:`batch_statistics` of any BatchNorm."""
+    return any(batch_statistics(part.bn) for part in layers_of(parts))
+
+
 @contextmanager
 def about(name: str) -> Iterator[None]:
     """Lets the reason of an :class:`UnsupportedBlockError` begin with the name of the module it is about."""

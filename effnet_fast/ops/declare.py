@@ -77,6 +77,11 @@ def is_transformed() -> bool:
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
+def made_by_our_op(x: Tensor) -> bool:
+    """Whether ``x`` came out of one of our ops just now, in a call with gradients."""
+    return hasattr(x.grad_fn, "originals")
+
+
 class KernelOp:
     """A functional op of ours: called plainly it is a Python function or an ``autograd.Function``, else the op.
 

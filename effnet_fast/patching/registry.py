@@ -201,10 +201,10 @@ def _run(parts: MBConvParts | ConvLayerParts, x: Tensor) -> Tensor:
 
 def _surely_small(block: nn.Module, x: Tensor) -> bool:
     """Whether that much can be said without a look at the block."""
-    if block.training or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling():
         return False
     known = block.__dict__.get(ATTRIBUTE)
-    return known is not None and known.smallness is not None and known.smallness.is_sure(x)
+    return known is not None and known.smallness is not None and known.smallness.is_sure(x, block.training)
 
 
 class _StockForward:
@@ -233,9 +233,13 @@ class FusedBlock(nn.Module):
         return y
 
     def _decide(self, x: Tensor) -> Tensor:
-        if not (_surely_small(self, x) or observed(x)):
+        if _surely_small(self, x):
+            x = small_images.as_modules_like_it(x)
+        elif not observed(x):
             try:
                 return _run(read_parts(self), x)
+            except small_images.SmallImagesError:
+                x = small_images.as_modules_like_it(x)
             except UnsupportedBlockError:
                 pass
         return super().forward(x)
@@ -270,9 +274,13 @@ class FusedBlockWithArguments(FusedBlock):
 
     # A class of its own, because torch.fx cannot trace through *args of a root module.
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if not (_surely_small(self, x) or observed(x)):
+        if _surely_small(self, x):
+            x = small_images.as_modules_like_it(x)
+        elif not observed(x):
             try:
                 return _run(read_parts(self, *args, **kwargs), x)
+            except small_images.SmallImagesError:
+                x = small_images.as_modules_like_it(x)
             except UnsupportedBlockError:
                 pass
         return super(FusedBlock, self).forward(x, *args, **kwargs)
