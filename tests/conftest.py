@@ -124,6 +124,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--fuzz-seconds", type=float, help="share this time between the property-based tests (make fuzz)"
     )
+    parser.addoption(
+        "--fuzz-cases", type=int, help="at most so many cases of each property-based test (make sanitize)"
+    )
     parser.addoption("--full", action="store_true", help="also the tests that take hours (make test-full)")
 
 
@@ -138,7 +141,9 @@ def fuzz(request: pytest.FixtureRequest) -> Iterator[Callable[..., None]]:
 
     config = request.config
     seconds = config.getoption("--fuzz-seconds")
-    fuzzer = Fuzzer(None if seconds is None else seconds / config.stash[fuzz_tests])
+    fuzzer = Fuzzer(
+        None if seconds is None else seconds / config.stash[fuzz_tests], config.getoption("--fuzz-cases")
+    )
     yield fuzzer
     config.stash.setdefault(fuzz_cases, []).append((request.node.name, fuzzer.cases))
 

@@ -38,5 +38,9 @@ def test_two_builds_at_once(tmp_path: Path) -> None:
     manifest = build.read_manifest(out)
     assert list(manifest["products"]) == ["_C"] and not manifest["missing"]
     ctypes.CDLL(str(out / manifest["products"]["_C"]["file"]))
-    left = {path.name for path in out.iterdir()} - {manifest["products"]["_C"]["file"], build.MANIFEST, "work"}
+    left = {path.name for path in out.iterdir()} - {
+        manifest["products"]["_C"]["file"],
+        build.MANIFEST,
+        "work",
+    }
     assert not left, "half-written files stay behind"

@@ -1,6 +1,7 @@
 """How many cases a property-based test tries: a fixed number, always the same ones, or as many as a time allows.
 
-``pytest --fuzz-seconds=1800`` (``make fuzz``) shares the time between the tests that ask for the fixture ``fuzz``.
+``pytest --fuzz-seconds=1800`` (``make fuzz``) shares the time between the tests that ask for the fixture ``fuzz``;
+``--fuzz-cases=8`` (``make sanitize``) has each try no more than that.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ CHUNK = 50
 class Fuzzer:
     """Calls ``check(case)`` for cases of a strategy; counts them."""
 
-    def __init__(self, seconds: float | None) -> None:
-        self.seconds, self.cases = seconds, 0
+    def __init__(self, seconds: float | None, most: int | None = None) -> None:
+        self.seconds, self.most, self.cases = seconds, most, 0
 
     def __call__(self, check: Callable[[Any], None], cases: st.SearchStrategy[Any], count: int) -> None:
         """``count`` cases, or as many as the time allows; raises hypothesis' smallest failing case."""
         if self.seconds is None:
-            self._run(check, cases, count, seed=None)
+            self._run(check, cases, min(count, self.most or count), seed=None)
             return
         deadline, seed = time.monotonic() + self.seconds, 0
         while time.monotonic() < deadline:
