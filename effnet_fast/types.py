@@ -153,7 +153,7 @@ class BatchNormParamGrad(NamedTuple):
 
 
 class SqueezeExciteGrad(NamedTuple):
-    """Gradients of ``squeeze_excite``, all in the accumulation dtype."""
+    """Gradients of ``squeeze_excite``: ``dpooled`` in the accumulation dtype, the others each in that of what it is of."""
 
     dpooled: Tensor  # [N, C]
     dw1: Tensor  # [R, C]

@@ -135,6 +135,11 @@ struct Packed<__nv_bfloat16> {
   static __device__ __forceinline__ __nv_bfloat162 pack(float2 v) { return __floats2bfloat162_rn(v.x, v.y); }
 };
 
+template <class T>
+__device__ __forceinline__ T from_float(float v) {
+  return Packed<T>::pack(pair(v)).x;
+}
+
 // `p` must be aligned to two elements; shared memory always is.
 template <class T>
 __device__ __forceinline__ float2 load_pair(const T* p) {

@@ -182,8 +182,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> squeeze_excite_backward_op(
 
   const DeviceGuard guard(pooled.get_device_index());
   Tensor dpooled = new_vector(pooled, shape_of(pooled));
-  Tensor dw1 = new_vector(pooled, {reduced, channels}), db1 = new_vector(pooled, {b1.has_value() ? reduced : 0});
-  Tensor dw2 = new_vector(pooled, {channels, reduced}), db2 = new_vector(pooled, {b2.has_value() ? channels : 0});
+  const auto gradient = [&w1](const Shape& shape) {
+    return torch::stable::empty(shape, w1.scalar_type(), std::nullopt, w1.device());
+  };
+  Tensor dw1 = gradient({reduced, channels}), db1 = gradient({b1.has_value() ? reduced : 0});
+  Tensor dw2 = gradient({channels, reduced}), db2 = gradient({b2.has_value() ? channels : 0});
   if (images == 0 || channels == 0 || reduced == 0) {
     for (Tensor* t : {&dpooled, &dw1, &db1, &dw2, &db2}) torch::stable::fill_(*t, 0.0);
     return {dpooled, dw1, db1, dw2, db2};
@@ -193,10 +196,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> squeeze_excite_backward_op(
   p.dgate_parts = parts ? checks.size(dgate.size(1), "dgate") : 1;
   p.pool_factor = 1.0f / static_cast<float>(area);
   p.dpooled = floats(dpooled);
-  p.dw1 = floats(dw1);
-  p.db1 = b1.has_value() ? floats(db1) : nullptr;
-  p.dw2 = floats(dw2);
-  p.db2 = b2.has_value() ? floats(db2) : nullptr;
+  p.dw1 = dw1.mutable_data_ptr();
+  p.db1 = b1.has_value() ? db1.mutable_data_ptr() : nullptr;
+  p.dw2 = dw2.mutable_data_ptr();
+  p.db2 = b2.has_value() ? db2.mutable_data_ptr() : nullptr;
   p.hidden = floats(hidden);
   p.dn1 = p.hidden + images * reduced;
   p.dn2 = floats(dn2);

@@ -31,10 +31,11 @@ struct SqueezeExciteBackwardParams {
   int dgate_parts;
   float pool_factor;  // of dpooled
   float* dpooled;     // [images, channels]
-  float* dw1;         // [reduced, channels]
-  float* db1;         // [reduced] or null
-  float* dw2;         // [channels, reduced]
-  float* db2;         // [channels] or null
+  // In the weights' type.
+  void* dw1;  // [reduced, channels]
+  void* db1;  // [reduced] or null
+  void* dw2;  // [channels, reduced]
+  void* db2;  // [channels] or null
   // Between the two halves of the kernel.
   float* hidden;  // [images, reduced], act(n1)
   float* dn1;     // [images, reduced]

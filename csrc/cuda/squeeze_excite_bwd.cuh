@@ -141,6 +141,10 @@ __global__ void __launch_bounds__(kSqueezeExciteThreads, 2)
   }
   cooperative_groups::this_grid().sync();
 
+  auto* dw1 = static_cast<Weight*>(p.dw1);
+  auto* db1 = static_cast<Weight*>(p.db1);
+  auto* dw2 = static_cast<Weight*>(p.dw2);
+  auto* db2 = static_cast<Weight*>(p.db2);
   const int column_tiles = (f.channels + kWarp - 1) / kWarp;
   const int64_t tiles = squeeze_excite_bwd_tiles(f);
   for (int64_t tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
@@ -150,16 +154,17 @@ __global__ void __launch_bounds__(kSqueezeExciteThreads, 2)
     if (second) {
       outer_product_tile(
           p.hidden, p.dn2, f.images, f.reduced, f.channels, row, channel, shared,
-          [&](int r, int c, float value) { p.dw2[static_cast<int64_t>(c) * f.reduced + r] = value; }, [](int, float) {},
+          [&](int r, int c, float value) { dw2[static_cast<int64_t>(c) * f.reduced + r] = from_float<Weight>(value); },
+          [](int, float) {},
           [&](int c, float value) {
-            if (row == 0 && p.db2 != nullptr) p.db2[c] = value;
+            if (row == 0 && db2 != nullptr) db2[c] = from_float<Weight>(value);
           });
     } else {
       outer_product_tile(
           p.dn1, f.pooled, f.images, f.reduced, f.channels, row, channel, shared,
-          [&](int r, int c, float value) { p.dw1[static_cast<int64_t>(r) * f.channels + c] = value; },
+          [&](int r, int c, float value) { dw1[static_cast<int64_t>(r) * f.channels + c] = from_float<Weight>(value); },
           [&](int r, float value) {
-            if (channel == 0 && p.db1 != nullptr) p.db1[r] = value;
+            if (channel == 0 && db1 != nullptr) db1[r] = from_float<Weight>(value);
           },
           [](int, float) {});
     }

@@ -85,7 +85,7 @@ class Saved(NamedTuple):
 
 
 class Grads(NamedTuple):
-    """Gradients, each in the dtype of what it is of, squeeze-and-excite's in the accumulation dtype; ``None`` where there
+    """Gradients, each in the dtype of what it is of, ``None`` where there
     is nothing or nothing was asked."""
 
     dx: Tensor | None

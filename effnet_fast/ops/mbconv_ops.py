@@ -288,28 +288,23 @@ def _(
     needs,
     *_,
 ):  # type: ignore[no-untyped-def]
-    wide = accumulation_dtype(x.dtype)
     c, cout = depthwise.shape[0], project.shape[0]
 
     def gradient(weight, needed):  # type: ignore[no-untyped-def]
         return x.new_empty(weight.shape, dtype=weight.dtype) if needed else x.new_empty(0)
 
-    def vector(shape, present):  # type: ignore[no-untyped-def]
-        return x.new_empty(shape, dtype=wide) if present else x.new_empty(0)
+    def like(t, dims):  # type: ignore[no-untyped-def]
+        return x.new_empty(0) if t is None else t.new_empty(t.shape[:dims])
 
     def norm(channels):  # type: ignore[no-untyped-def]
         return x.new_empty((2, channels), dtype=norm_dtype)
 
-    expands, squeezes = expand is not None, w1 is not None
     return (
         _image(x, *x.shape[1:]) if needs[0] else x.new_empty(0),
-        *(gradient(expand, needs[1]), norm(c) if expands else x.new_empty(0)),
+        *(gradient(expand, needs[1]), norm(c) if expand is not None else x.new_empty(0)),
         *(gradient(depthwise, needs[2]), norm(c)),
         *(gradient(project, needs[3]), norm(cout)),
-        vector(w1.shape[:2] if squeezes else 0, squeezes),
-        vector(w1.shape[:1] if squeezes else 0, squeezes and b1 is not None),
-        vector(w2.shape[:2] if squeezes else 0, squeezes),
-        vector(c, squeezes and b2 is not None),
+        *(like(w1, 2), like(b1, 1), like(w2, 2), like(b2, 1)),
     )
 
 

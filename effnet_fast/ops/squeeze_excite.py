@@ -98,10 +98,10 @@ def _squeeze_excite_backward(
 def _(dgate, pooled, w1, b1, w2, b2, act, gate_act):  # type: ignore[no-untyped-def]
     return (
         pooled.new_empty(pooled.shape),
-        pooled.new_empty(w1.shape),
-        pooled.new_empty(0 if b1 is None else w1.shape[0]),
-        pooled.new_empty(w2.shape),
-        pooled.new_empty(0 if b2 is None else w2.shape[0]),
+        w1.new_empty(w1.shape),
+        pooled.new_empty(0) if b1 is None else b1.new_empty(b1.shape),
+        w2.new_empty(w2.shape),
+        pooled.new_empty(0) if b2 is None else b2.new_empty(b2.shape),
     )
 
 
@@ -113,14 +113,7 @@ def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
 def _backward(ctx, grad):  # type: ignore[no-untyped-def]
     pooled, w1, b1, w2, b2 = ctx.saved_tensors
     dpooled, dw1, db1, dw2, db2 = _squeeze_excite_backward(grad, pooled, w1, b1, w2, b2, *ctx.activations)
-    return (
-        dpooled,
-        dw1.to(w1.dtype),
-        None if b1 is None else db1.to(b1.dtype),
-        dw2.to(w2.dtype),
-        None if b2 is None else db2.to(b2.dtype),
-        *(None, None),
-    )
+    return dpooled, dw1, None if b1 is None else db1, dw2, None if b2 is None else db2, None, None
 
 
 differentiable(_squeeze_excite, _backward, _setup_context, saved={i: i for i in range(5)})

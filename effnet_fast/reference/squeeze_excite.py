@@ -61,10 +61,10 @@ def squeeze_excite_backward(
     dn1 = (dn2 @ w2.to(dn2.dtype)) * activation_grad(n1, act)
     return SqueezeExciteGrad(
         dpooled=dn1 @ w1.to(dn1.dtype) / area,
-        dw1=dn1.t() @ pooled,
-        db1=None if b1 is None else dn1.sum(0),
-        dw2=dn2.t() @ hidden,
-        db2=None if b2 is None else dn2.sum(0),
+        dw1=(dn1.t() @ pooled).to(w1.dtype),
+        db1=None if b1 is None else dn1.sum(0).to(b1.dtype),
+        dw2=(dn2.t() @ hidden).to(w2.dtype),
+        db2=None if b2 is None else dn2.sum(0).to(b2.dtype),
     )
 
 

@@ -297,9 +297,10 @@ def squeeze_excite_backward(
     """A case of ``reference.squeeze_excite_backward``."""
 
     def decode(outputs: list[bytes]) -> SqueezeExciteGrad:
-        shapes = (pooled.shape, w1.shape, w1.shape[:1], w2.shape, w2.shape[:1])
-        dpooled, dw1, db1, dw2, db2 = (
-            _from_bytes(data, torch.float32, shape) for data, shape in zip(outputs, shapes, strict=True)
+        shapes = (w1.shape, w1.shape[:1], w2.shape, w2.shape[:1])
+        dpooled = _from_bytes(outputs[0], torch.float32, pooled.shape)
+        dw1, db1, dw2, db2 = (
+            _from_bytes(data, w1.dtype, shape) for data, shape in zip(outputs[1:], shapes, strict=True)
         )
         return SqueezeExciteGrad(dpooled, dw1, None if b1 is None else db1, dw2, None if b2 is None else db2)
 

@@ -190,19 +190,22 @@ std::vector<Buffer> squeeze_excite_backward_case(Case& c) {
   p.dgate = c.tensor<float>();
   const int64_t n = p.forward.images, channels = p.forward.channels, reduced = p.forward.reduced;
   std::vector<Buffer> results;
-  for (const int64_t size : {n * channels, reduced * channels, reduced, channels * reduced, channels}) {
-    results.emplace_back(size * 4, 0);
+  const auto type = static_cast<StorageType>(c.integer());
+  const int64_t element = type == StorageType::kFloat32 ? 4 : 2;
+  results.emplace_back(n * channels * 4, 0);
+  for (const int64_t size : {reduced * channels, reduced, channels * reduced, channels}) {
+    results.emplace_back(size * element, 0);
   }
   p.dpooled = results[0].data<float>();
-  p.dw1 = results[1].data<float>();
-  p.db1 = p.forward.b1 == nullptr ? nullptr : results[2].data<float>();
-  p.dw2 = results[3].data<float>();
-  p.db2 = p.forward.b2 == nullptr ? nullptr : results[4].data<float>();
+  p.dw1 = results[1].data();
+  p.db1 = p.forward.b1 == nullptr ? nullptr : results[2].data();
+  p.dw2 = results[3].data();
+  p.db2 = p.forward.b2 == nullptr ? nullptr : results[4].data();
   Buffer hidden(n * reduced * 4, 0), dn1(n * reduced * 4, 0), dn2(n * channels * 4, 0);
   p.hidden = hidden.data<float>();
   p.dn1 = dn1.data<float>();
   p.dn2 = dn2.data<float>();
-  check(squeeze_excite_backward(p, static_cast<StorageType>(c.integer()), nullptr), c);
+  check(squeeze_excite_backward(p, type, nullptr), c);
   return results;
 }
 

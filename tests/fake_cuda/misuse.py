@@ -21,6 +21,24 @@ def synchronize_in_capture() -> None:
         torch.cuda.set_stream(torch.cuda.default_stream())
 
 
+def zeros_and_a_copy() -> tuple[int, list[int]]:
+    """Kilobytes that eight gigabytes of zeros and a copy of them take here, and what is then read of ones among them."""
+    before = _resident_kilobytes()
+    x = torch.zeros(4 << 30, dtype=torch.int8, device="cuda")
+    x[12345:12348].copy_(torch.ones(3, dtype=torch.int8))
+    copied = torch.empty_like(x).copy_(x)
+    taken = _resident_kilobytes() - before
+    values = copied[12344:12349].tolist()
+    driver = ctypes.CDLL(os.environ["FAKE_CUDA_LIBRARY"])
+    driver.cudaMemset(ctypes.c_void_p(x.data_ptr() + 1), 0, ctypes.c_size_t(x.numel() - 1))
+    return taken, values + x[12344:12349].tolist()
+
+
+def _resident_kilobytes() -> int:
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("VmRSS"))
+
+
 def launch_on_another_gpus_stream() -> None:
     with torch.cuda.device(1):
         stream = torch.cuda.Stream()

@@ -25,9 +25,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from fake_cuda.build import ROOT
 from fake_cuda.process import Device, JobError
 
-#: Only where they are named: what they allocate is this machine's memory here, tens of gigabytes.
-LARGE = ("tests", "shapes")
-
 
 def models(mode: str) -> str:
     """The networks that gpu.sh measures: its MODELS_INFER or MODELS_TRAIN."""
@@ -71,9 +68,7 @@ def main() -> None:
         "--capability", type=int, default=90, help="compute capability of the GPU, 75, 80 or 90"
     )
     parser.add_argument("--cache", type=Path, default=ROOT / "build" / "triton")
-    parser.add_argument(
-        "--only", nargs="+", choices=stages(), default=[name for name in stages() if name not in LARGE]
-    )
+    parser.add_argument("--only", nargs="+", choices=stages(), default=list(stages()))
     options = parser.parse_args()
     print("stage      kernels compiled  CPU seconds, compiling included")
     for name in options.only:

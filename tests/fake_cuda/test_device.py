@@ -34,6 +34,12 @@ def test_memory_is_counted(device: Device) -> None:
     assert device.run("misuse.leave_memory").value >= 64 << 20
 
 
+def test_zeros_take_no_memory(device: Device) -> None:
+    taken, values = device.run("misuse.zeros_and_a_copy").value
+    assert taken < 256 << 10
+    assert values == [0, 1, 1, 1, 0] + [0] * 5
+
+
 def test_errors_come_back(device: Device) -> None:
     with pytest.raises(JobError, match="no_such_job"):
         device.run("misuse.no_such_job")
