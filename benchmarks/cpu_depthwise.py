@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from effnet_fast import cpu, reference
+from effnet_fast.backend import cpu, reference
 from effnet_fast.bench.blocks import network
 from effnet_fast.models.config import VARIANTS
 from effnet_fast.types import Affine

@@ -16,9 +16,9 @@ from typing import NamedTuple
 
 import torch
 
-from effnet_fast.cpu.engine import Program, compile_network
+from effnet_fast.backend.cpu.engine import Program, compile_network
+from effnet_fast.backend.network import Block, Conv, Network
 from effnet_fast.inference.extract import extract
-from effnet_fast.inference.network import Block, Conv, Network
 from effnet_fast.models.config import VARIANTS
 from effnet_fast.models.efficientnet import create
 

@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.shapes import Shape, shapes
-from effnet_fast import cuda, reference
-from effnet_fast.testing import assert_accurate
+from effnet_fast.backend import cuda, reference
+from effnet_fast.tolerance import assert_accurate
 from effnet_fast.types import Affine
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from benchmarks.cases import Case, Outputs
 from effnet_fast.bench.providers import capture
 from effnet_fast.dispatch import use_backend
-from effnet_fast.testing import assert_accurate, error
+from effnet_fast.tolerance import assert_accurate, error
 
 Step = Callable[[], Outputs]
 

@@ -10,12 +10,12 @@ Importing the package touches no device. See :mod:`effnet_fast.ops` for the buil
 """
 
 # First: the command line can be interrupted while all the rest is imported.
-from . import ctrl_c  # isort: split
+from .system import ctrl_c  # isort: split
 
 ctrl_c.settle()
 
 # Second: in a source tree it says where the kernels are.
-from . import source_tree  # isort: split
+from .system import source_tree  # isort: split
 
 from . import models, nn, ops
 from .dispatch import backends, use_backend

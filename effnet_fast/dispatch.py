@@ -32,10 +32,10 @@ if _environment is not os.environ:
 
 #: backend -> (module of ``can_run``, module whose functions have the reference's names and signatures).
 MODULES = {
-    "cuda": ("effnet_fast.cuda", "effnet_fast.cuda"),
+    "cuda": ("effnet_fast.backend.cuda", "effnet_fast.backend.cuda"),
     "triton": ("effnet_fast.kernels.runtime", "effnet_fast.kernels.launchers"),
-    "cpu": ("effnet_fast.cpu", "effnet_fast.cpu"),
-    "reference": ("effnet_fast.dispatch", "effnet_fast.reference"),
+    "cpu": ("effnet_fast.backend.cpu", "effnet_fast.backend.cpu"),
+    "reference": ("effnet_fast.dispatch", "effnet_fast.backend.reference"),
 }
 
 _STENCIL = ("cuda", "triton", "cpu", "reference")

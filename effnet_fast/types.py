@@ -19,6 +19,16 @@ Padding = tuple[int, int, int, int]  # left, right, top, bottom
 KERNEL_SIZES = (3, 5, 7)
 
 
+def same_padding(height: int, width: int, kernel: int, stride: int) -> Padding:
+    """TensorFlow's "SAME" for an input of this size."""
+
+    def split(size: int) -> tuple[int, int]:
+        total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
+        return total // 2, total - total // 2
+
+    return (*split(width), *split(height))
+
+
 class Affine(NamedTuple):
     """``n = scale * z + shift`` per channel."""
 

@@ -21,7 +21,7 @@ def batch_norm_finalize(
     running: Running | None = None,
     count: int = 0,
 ) -> BatchNormStats:
-    """See :func:`effnet_fast.reference.batch_norm_finalize`."""
+    """See :func:`effnet_fast.backend.reference.batch_norm_finalize`."""
     partials, _, channels = stats.shape
     vectors = vector_like(stats, 5, channels)
     inside = running is not None and _moves_inside(running, stats)
@@ -55,7 +55,7 @@ def _moves_inside(running: Running, stats: Tensor) -> bool:
 def batch_norm_fold(
     weight: Tensor | None, bias: Tensor | None, mean: Tensor, var: Tensor, eps: float
 ) -> BatchNormStats:
-    """See :func:`effnet_fast.reference.batch_norm_fold`."""
+    """See :func:`effnet_fast.backend.reference.batch_norm_fold`."""
     channels = mean.shape[0]
     vectors = vector_like(mean, 5, channels)
     meta = config("batch_norm_fold", mean)
@@ -72,7 +72,7 @@ def batch_norm_fold(
 
 
 def channel_stats(z: Tensor) -> Tensor:
-    """See :func:`effnet_fast.reference.channel_stats`."""
+    """See :func:`effnet_fast.backend.reference.channel_stats`."""
     n, channels, height, width = z.shape
     if z.numel() == 0:
         return z.new_zeros((1, 3, channels), dtype=torch.float32)
@@ -102,7 +102,7 @@ def batch_norm_reduce(
     affine: Affine | None = None,
     act: str = "none",
 ) -> Tensor:
-    """See :func:`effnet_fast.reference.batch_norm_reduce`."""
+    """See :func:`effnet_fast.backend.reference.batch_norm_reduce`."""
     n, channels, height, width = z.shape
     if z.numel() == 0:
         return z.new_zeros((1, 2, channels), dtype=norm.mean.dtype)
@@ -129,7 +129,7 @@ def batch_norm_reduce(
 def batch_norm_backward_finalize(
     sums: Tensor, count: int, stats: BatchNormStats, training: bool, dtype: torch.dtype | None = None
 ) -> BatchNormParamGrad:
-    """See :func:`effnet_fast.reference.batch_norm_backward_finalize`."""
+    """See :func:`effnet_fast.backend.reference.batch_norm_backward_finalize`."""
     partials, _, channels = sums.shape
     kernel = batch_norm_kernels.batch_norm_backward_finalize_kernel
     meta = config("batch_norm_backward_finalize", sums)
@@ -146,7 +146,7 @@ def gate_batch_norm_finalize(
     training: bool,
     dtype: torch.dtype | None = None,
 ) -> BatchNormParamGrad:
-    """See :func:`effnet_fast.reference.gate_batch_norm_finalize`."""
+    """See :func:`effnet_fast.backend.reference.gate_batch_norm_finalize`."""
     n, channels = sums.shape[1], sums.shape[-1]
     parts = sums.shape[2] if sums.dim() == 4 else 1
     kernel = batch_norm_kernels.gate_batch_norm_finalize_kernel

@@ -35,7 +35,7 @@ def depthwise(
     pool: bool = False,
     stats: bool = False,
 ) -> ConvOut:
-    """See :func:`effnet_fast.reference.depthwise`; images are dense NHWC, vectors contiguous fp32."""
+    """See :func:`effnet_fast.backend.reference.depthwise`; images are dense NHWC, vectors contiguous fp32."""
     n, channels, height, width = x.shape
     kernel = weight.shape[-1]
     left, right, top, bottom = padding
@@ -90,7 +90,7 @@ def depthwise_backward(
     need_dw: bool = True,
     parts: bool = False,
 ) -> ConvGrad:
-    """See :func:`effnet_fast.reference.depthwise_backward`; one kernel per gradient."""
+    """See :func:`effnet_fast.backend.reference.depthwise_backward`; one kernel per gradient."""
     need_dx = need_dx or in_affine is not None
     if x.numel() == 0 or dy.numel() == 0:
         empty = _empty_backward(x, weight, in_affine is not None, residual_grad, need_dx, need_dw)

@@ -11,7 +11,7 @@ from .runtime import ceil_div, channel_unit, per_column, plan_rows
 
 
 def affine_pool(z: Tensor, affine: Affine | None, act: str = "none") -> Tensor:
-    """See :func:`effnet_fast.reference.affine_pool`."""
+    """See :func:`effnet_fast.backend.reference.affine_pool`."""
     n, channels, height, width = z.shape
     if z.numel() == 0:
         return mean_of_nothing(z, n, channels)
@@ -41,7 +41,7 @@ def affine_residual(
     row_scale: Tensor | None = None,
     residual: Tensor | None = None,
 ) -> Tensor:
-    """See :func:`effnet_fast.reference.affine_residual`."""
+    """See :func:`effnet_fast.backend.reference.affine_residual`."""
     n, channels, height, width = z.shape
     y = empty_image(n, channels, height, width, z)
     if z.numel() == 0:
@@ -68,7 +68,7 @@ def affine_residual(
 def batch_norm_act_grad(
     dy: Tensor, z: Tensor, grad: BatchNormGrad, *, affine: Affine | None = None, act: str = "none"
 ) -> Tensor:
-    """See :func:`effnet_fast.reference.batch_norm_act_grad`."""
+    """See :func:`effnet_fast.backend.reference.batch_norm_act_grad`."""
     n, channels, height, width = z.shape
     dz = empty_image(n, channels, height, width, z)
     if z.numel() == 0:

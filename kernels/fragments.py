@@ -34,7 +34,7 @@ def clamp06(n):
 
 @triton.jit
 def activation(n, ACT: tl.constexpr):
-    """``act(n)``; the names of effnet_fast.reference.ACTIVATIONS."""
+    """``act(n)``; the names of effnet_fast.backend.reference.ACTIVATIONS."""
     if ACT == "silu":
         r = n * sigmoid(n)
     elif ACT == "relu":

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import traffic, tuning
+from ..backend import traffic
+from ..backend.recording import recorder, unseen
+from ..backend.traffic import record
 from ..errors import EffnetFastError
-from ..replay import recorder, unseen
-from ..traffic import record
 from ..types import Affine, RunningNorm
-from . import capture, elementwise_kernels
+from . import capture, elementwise_kernels, tuning
 from .runtime import INTERPRET, ceil_div
 
 # Said explicitly because the default is about to change (Triton 3.9 warns): a * b + c in one rounding is wanted.
@@ -63,7 +63,7 @@ class Prepared:
 
         Args:
             tensors: the kernel's leading arguments; the scalars follow them.
-            reads, writes: those of the tensors whose bytes count as traffic, see :mod:`effnet_fast.traffic`.
+            reads, writes: those of the tensors whose bytes count as traffic, see :mod:`effnet_fast.backend.traffic`.
         """
         writes = list(writes)
         record(self.kernel.fn.__name__.removesuffix("_kernel"), reads, writes)
@@ -229,7 +229,7 @@ def epilogue_vectors(affine: Affine | RunningNorm | None) -> tuple[tuple[Tensor 
 
 
 def config(kernel: str, x: Tensor, size: int = 0) -> dict[str, int]:
-    """The tile configuration for tensors like ``x``; see :func:`effnet_fast.tuning.find`."""
+    """The tile configuration for tensors like ``x``; see :func:`effnet_fast.kernels.tuning.find`."""
     found = tuning.find(kernel, x.dtype, x.device, size)
     if found is None:
         raise EffnetFastError(f"triton {kernel}: expected a size that fits a tile, got {size}")

@@ -18,7 +18,7 @@ _AT_ONCE = 3
 def merge_weight_grads(
     rows: Sequence[Tensor | None], weights: Sequence[Tensor | None]
 ) -> tuple[Tensor | None, ...]:
-    """See :func:`effnet_fast.reference.merge_weight_grads`; three weights a launch."""
+    """See :func:`effnet_fast.backend.reference.merge_weight_grads`; three weights a launch."""
     grads = [
         None
         if part is None or weight is None

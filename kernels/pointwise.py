@@ -8,9 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .. import tuning
 from ..types import Affine, BatchNormGrad, ConvGrad, ConvOut, Norm, RunningNorm
-from . import pointwise_backward_kernels, pointwise_kernels
+from . import pointwise_backward_kernels, pointwise_kernels, tuning
 from .launch import (
     REMEMBERED,
     Prepared,
@@ -54,7 +53,7 @@ def pointwise(
     pool: bool = False,
     stats: bool = False,
 ) -> ConvOut:
-    """See :func:`effnet_fast.reference.pointwise`; images are dense NHWC, vectors contiguous fp32."""
+    """See :func:`effnet_fast.backend.reference.pointwise`; images are dense NHWC, vectors contiguous fp32."""
     if x.numel() == 0 or weight.shape[0] == 0:
         n, _, height, width = x.shape
         cout = weight.shape[0]
@@ -139,7 +138,7 @@ def pointwise_backward(
     need_dw: bool = True,
     parts: bool = False,
 ) -> ConvGrad:
-    """See :func:`effnet_fast.reference.pointwise_backward`.
+    """See :func:`effnet_fast.backend.reference.pointwise_backward`.
 
     One kernel makes both gradients where all of cout fits into a tile, else one each.
     """

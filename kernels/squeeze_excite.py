@@ -20,7 +20,7 @@ def squeeze_excite(
     act: str = "silu",
     gate_act: str = "sigmoid",
 ) -> Tensor:
-    """See :func:`effnet_fast.reference.squeeze_excite`; a hidden layer of up to 1024."""
+    """See :func:`effnet_fast.backend.reference.squeeze_excite`; a hidden layer of up to 1024."""
     n, channels = pooled.shape[0], pooled.shape[-1]
     parts = 1 if pooled.dim() == 2 else pooled.shape[1]
     hidden = w1.shape[0]
@@ -53,7 +53,7 @@ def squeeze_excite_backward(
     gate_act: str = "sigmoid",
     area: int = 1,
 ) -> SqueezeExciteGrad:
-    """See :func:`effnet_fast.reference.squeeze_excite_backward`; a hidden layer of up to 1024."""
+    """See :func:`effnet_fast.backend.reference.squeeze_excite_backward`; a hidden layer of up to 1024."""
     n, channels = pooled.shape
     parts = dgate.shape[1] if dgate.dim() == 3 else 1
     hidden = w1.shape[0]
@@ -90,7 +90,7 @@ def squeeze_excite_backward(
 
 
 def gate_batch_norm_sums(sums: Tensor, gate: Tensor | None, pool_grad: Tensor | None) -> Tensor:
-    """See :func:`effnet_fast.reference.gate_batch_norm_sums`."""
+    """See :func:`effnet_fast.backend.reference.gate_batch_norm_sums`."""
     n, channels = sums.shape[1], sums.shape[-1]
     if sums.dim() == 4:
         sums = sum_partials(sums.view(5 * n, -1, channels)).view(5, n, channels)

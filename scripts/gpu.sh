@@ -65,7 +65,8 @@ build() {
     EFFNET_FAST_SKIP_BUILD=1 "$PYTHON" -m pip install --quiet --no-deps --no-build-isolation --no-index -e . || return 1
   fi
   local missing
-  missing=$("$PYTHON" -c 'from effnet_fast import build, native
+  missing=$("$PYTHON" -c 'from effnet_fast import build
+from effnet_fast.backend import native
 print(*[name for name in build.PRODUCTS if not native.available(name)[0]])') || return 1
   [ -z "$missing" ] && echo "the libraries in effnet_fast/lib fit" && return 0
   echo "building $missing"

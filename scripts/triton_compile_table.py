@@ -10,28 +10,35 @@ from __future__ import annotations
 import hashlib
 import io
 import multiprocessing
+import sys
 import tokenize
 from collections import defaultdict
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import triton
-from effnet_fast.kernels import coverage
-from effnet_fast.kernels.compile_matrix import ARCHITECTURES, Result, jobs, run
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tests" / "support"))
+
+from triton_offline import coverage  # noqa: E402
+from triton_offline.matrix import ARCHITECTURES, Result, jobs, run  # noqa: E402
+
 PAGE = ROOT / "docs" / "kernels" / "triton.md"
 
 #: What compiles, how, and with which arguments.
-SOURCES = ("*_kernels.py", "fragments.py", "configs.py", "coverage.py")
+SOURCES = (
+    *("kernels/*_kernels.py", "kernels/fragments.py", "kernels/configs.py"),
+    "tests/support/triton_offline/coverage.py",
+)
 
 HEAD = """\
 # Triton kernels as compiled
 
 Written by `python scripts/triton_compile_table.py` with Triton {version}; do not edit. Every kernel of `kernels/` in
-every configuration of `kernels/configs.py`, every variant of `kernels/coverage.py` and every dtype (bfloat16 not on
-sm_75), compiled offline from the arguments that a launch on EfficientNet-B0's shapes passes: {compiled} compilations,
-{failed} with a problem (a spill is one).
+every configuration of `kernels/configs.py`, every variant of `tests/support/triton_offline/coverage.py` and every dtype
+(bfloat16 not on sm_75), compiled offline from the arguments that a launch on EfficientNet-B0's shapes passes: {compiled}
+compilations, {failed} with a problem (a spill is one).
 
 A cell: largest shared memory of a block in KiB / most registers of a thread / most bytes spilled by a thread, over
 configurations and dtypes, and in the GEMMs the tensor-core instructions of float16 and bfloat16. Triton (3.6 and 3.9)
@@ -46,7 +53,7 @@ def digest() -> str:
     """Of the sources' tokens: comments and blank lines do not matter."""
     ignored = (tokenize.COMMENT, tokenize.NL)
     found = hashlib.sha256()
-    for path in sorted(path for pattern in SOURCES for path in (ROOT / "kernels").glob(pattern)):
+    for path in sorted(path for pattern in SOURCES for path in ROOT.glob(pattern)):
         for token in tokenize.generate_tokens(io.StringIO(path.read_text()).readline):
             # f-strings are one token before Python 3.12 and several after, so joints between tokens do not count.
             if token.type not in ignored:

@@ -22,7 +22,7 @@ for variable in [name for name in os.environ if name.startswith("EFFNET_FAST_") 
 
 SEED = 20190528
 
-#: effnet_fast.native.ISAS, which is not imported here: some tests choose what the package sees when it is imported.
+#: effnet_fast.backend.native.ISAS, which is not imported here: some tests choose what the package sees when it is imported.
 ISAS = ("baseline", "avx2", "avx512", "avx512bf16", "amx")
 
 # `with torch.device(...)` remembers the constructors of its first use; these must be torch's own, not poisoned ones.
@@ -53,7 +53,7 @@ def seed() -> int:
 @pytest.fixture(params=ISAS)
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     """Runs a test on every instruction set of the CPU kernels; skipped where the processor or the build lacks it."""
-    from effnet_fast import native
+    from effnet_fast.backend import native
 
     assert native.ISAS == ISAS
     number = ISAS.index(request.param)
@@ -67,7 +67,8 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
 @pytest.fixture(params=["cpu", "reference"])
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """Runs a test on native code, where it is built, and on PyTorch's operations."""
-    from effnet_fast import native, use_backend
+    from effnet_fast import use_backend
+    from effnet_fast.backend import native
 
     ok, reason = native.available("_ops")
     if request.param == "cpu" and not ok:

@@ -11,7 +11,9 @@ import torchvision
 from torch import nn
 
 import effnet_fast
-from effnet_fast import advice, build, cli, dispatch, native
+from effnet_fast import build, cli, dispatch
+from effnet_fast.backend import native
+from effnet_fast.system import advice
 
 
 @pytest.fixture

@@ -14,9 +14,11 @@ from unittest import mock
 import pytest
 from environments import copy_sources, fake_nvcc
 
-from effnet_fast import build, environment, native
+from effnet_fast import build
+from effnet_fast.backend import native
 from effnet_fast.build import driver as driver_module
 from effnet_fast.build import gpu, progress, toolchain
+from effnet_fast.system import environment
 
 
 def test_nvcc_of_another_cuda_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,10 +14,12 @@ import torch
 from terminal import Terminal
 
 import effnet_fast
-from effnet_fast import cli, labels, native
+from effnet_fast import cli
+from effnet_fast.backend import native
 from effnet_fast.cli import main
 from effnet_fast.cli.classify import summary, top_classes
 from effnet_fast.cli.output import Output
+from effnet_fast.data import labels
 
 Result = tuple[int, str, str]
 
@@ -161,8 +163,8 @@ def test_classify_with_a_checkpoint_of_five_classes(
     assert report["blocks"] == [] and report["runs"].startswith("optimized (EfficientNet, 16 blocks, float32")
 
     model = effnet_fast.b0(num_classes=5, weights=checkpoint).eval()
-    preset = effnet_fast.images.preset_for("b0")
-    x = effnet_fast.images.normalize(effnet_fast.images.read_image(photo, preset)[None], preset)
+    preset = effnet_fast.data.images.preset_for("b0")
+    x = effnet_fast.data.images.normalize(effnet_fast.data.images.read_image(photo, preset)[None], preset)
     with torch.no_grad(), effnet_fast.use_backend("reference"):
         expected = model(x).softmax(1)[0]
     for p in predictions:
@@ -294,7 +296,7 @@ def test_missing_packages_name_the_command(
     checkpoint: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("effnet_fast.samples.find_spec", lambda name: None)
+    monkeypatch.setattr("effnet_fast.data.samples.find_spec", lambda name: None)
     assert_refused(command("demo"), "pip install pillow scikit-image scikit-learn efficientnet-lite-pytorch")
     given = ("classify", photo, "--weights", "lite0")
     assert_refused(command(*given), "pip install pillow efficientnet-lite-pytorch")

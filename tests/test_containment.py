@@ -12,7 +12,8 @@ from patched_blocks import torchvision_block
 from torch import Tensor, nn
 
 import effnet_fast
-from effnet_fast import dispatch, native, use_backend
+from effnet_fast import dispatch, use_backend
+from effnet_fast.backend import native
 
 
 def block() -> nn.Module:

@@ -11,12 +11,13 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import effnet_fast
-from effnet_fast import EffnetFastError, native, use_backend
+from effnet_fast import EffnetFastError, use_backend
+from effnet_fast.backend import native
 from effnet_fast.nn import fused_layer
 from effnet_fast.nn.mbconv import ConvNormAct
 from effnet_fast.ops import BatchNorm, conv_bn_act
 from effnet_fast.ops.conv_bn_act import run_conv_bn_act
-from effnet_fast.testing import assert_accurate, error
+from effnet_fast.tolerance import assert_accurate, error
 
 LAYERS: dict[str, Callable[[], nn.Module]] = {
     "stem": lambda: ConvNormAct(8, 16, 3, stride=2),

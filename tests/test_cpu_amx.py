@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from cxx import CSRC, ROOT, build
 
-from effnet_fast import native
+from effnet_fast.backend import native
 
 pytestmark = [
     pytest.mark.skipif(not native.available("_ops")[0], reason=native.available("_ops")[1] or "native"),
@@ -101,7 +101,7 @@ def test_the_engine_on_emulated_tiles() -> None:
 def test_asking_for_more_than_there_is() -> None:
     """What the processor has is used, and works; the environment and the op say the same."""
     code = (
-        "import torch, effnet_fast; from effnet_fast import native\n"
+        "import torch, effnet_fast; from effnet_fast.backend import native\n"
         "print(native.cpu_isa(), native.ISAS[native.ops().cpu_isa(native.ISAS.index('amx'))])\n"
         "fast = effnet_fast.optimize(effnet_fast.b0(num_classes=3).eval(), (1, 3, 33, 40), dtype=torch.bfloat16)\n"
         "assert fast(torch.randn(1, 3, 33, 40)).isfinite().all()"

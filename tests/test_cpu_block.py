@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from effnet_fast import cpu, native
+from effnet_fast.backend import cpu, native
+from effnet_fast.backend.reference.activations import ACTIVATIONS
 from effnet_fast.dispatch import use_backend
 from effnet_fast.ops.mbconv_kernels import BatchNorm, Settings, Weights, inference
-from effnet_fast.reference.activations import ACTIVATIONS
-from effnet_fast.testing import allowed, error
+from effnet_fast.tolerance import allowed, error
 
 pytestmark = pytest.mark.skipif(
     not native.available("_ops")[0], reason=native.available("_ops")[1] or "native"

@@ -11,11 +11,11 @@ import torch
 from folded import block, conv, network, run_network
 from torch import Tensor
 
-from effnet_fast import native
-from effnet_fast.cpu.engine import Program, compile_network
-from effnet_fast.inference.network import Block, Conv, Network
-from effnet_fast.reference.activations import ACTIVATIONS
-from effnet_fast.testing import allowed, error
+from effnet_fast.backend import native
+from effnet_fast.backend.cpu.engine import Program, compile_network
+from effnet_fast.backend.network import Block, Conv, Network
+from effnet_fast.backend.reference.activations import ACTIVATIONS
+from effnet_fast.tolerance import allowed, error
 
 pytestmark = pytest.mark.skipif(
     not native.available("_ops")[0], reason=native.available("_ops")[1] or "native"

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from effnet_fast import native
+from effnet_fast.backend import native
 
 pytestmark = [
     pytest.mark.skipif(not native.available("_ops")[0], reason=native.available("_ops")[1] or "native"),

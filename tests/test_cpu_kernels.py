@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from effnet_fast import cpu, native, reference
-from effnet_fast.reference.activations import ACTIVATIONS
-from effnet_fast.testing import assert_accurate
+from effnet_fast.backend import cpu, native, reference
+from effnet_fast.backend.reference.activations import ACTIVATIONS
+from effnet_fast.tolerance import assert_accurate
 from effnet_fast.types import Affine
 
 pytestmark = pytest.mark.skipif(
@@ -399,7 +399,7 @@ def test_refusals_give_a_reason() -> None:
 
 
 def test_environment_variable_chooses_the_instruction_set(isa: str) -> None:
-    code = "from effnet_fast import native; print(native.ops().cpu_isa(-1))"
+    code = "from effnet_fast.backend import native; print(native.ops().cpu_isa(-1))"
     environment = {**os.environ, "EFFNET_FAST_CPU_ISA": isa}
     out = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True

@@ -6,8 +6,8 @@ import pytest
 import torch
 from folded import block, conv, network, squeeze_excite
 
-from effnet_fast import native
-from effnet_fast.cpu.engine import compile_network
+from effnet_fast.backend import native
+from effnet_fast.backend.cpu.engine import compile_network
 from effnet_fast.errors import EffnetFastError, UnsupportedBlockError
 
 pytestmark = pytest.mark.skipif(

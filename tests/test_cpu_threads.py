@@ -11,7 +11,7 @@ from patched_blocks import shake_batch_norms, torchvision_block
 from torch import Tensor, nn
 
 import effnet_fast
-from effnet_fast import native
+from effnet_fast.backend import native
 
 FP32, BF16 = torch.float32, torch.bfloat16
 THREADS = (2, 3, 5)

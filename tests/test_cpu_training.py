@@ -11,10 +11,10 @@ from patched_blocks import BLOCKS, pair
 from torch import Tensor
 
 import effnet_fast
-from effnet_fast import cpu, native, reference
-from effnet_fast.cpu.entry_points import kernels
-from effnet_fast.reference.activations import ACTIVATIONS
-from effnet_fast.testing import allowed, assert_accurate, error
+from effnet_fast.backend import cpu, native, reference
+from effnet_fast.backend.cpu.entry_points import kernels
+from effnet_fast.backend.reference.activations import ACTIVATIONS
+from effnet_fast.tolerance import allowed, assert_accurate, error
 from effnet_fast.types import Affine, BatchNormGrad, Norm
 
 pytestmark = pytest.mark.skipif(
@@ -50,7 +50,7 @@ def converted(value: Any, dtype: torch.dtype) -> Any:
 
 
 def assert_within_twice(name: str, got: Tensor, baseline: Tensor, truth: Tensor, dtype: torch.dtype) -> None:
-    """Twice what testing.py allows: of a chain of roundings (no fused multiply-add on the baseline, a whole block's
+    """Twice what tolerance.py allows: of a chain of roundings (no fused multiply-add on the baseline, a whole block's
     gradients) the largest error over a few channels is a matter of luck on either side."""
     limit = 2 * allowed(baseline, truth, dtype)
     assert error(got, truth) <= limit, f"{name}: error {error(got, truth):.3e} exceeds {limit:.3e} ({dtype})"

@@ -65,9 +65,9 @@ def interrupt(process: subprocess.Popen[bytes]) -> tuple[int, str, str]:
 @pytest.mark.parametrize(
     ("module", "delay"),
     [
-        ("effnet_fast.ctrl_c", 0.05),
-        ("effnet_fast.ctrl_c", 0.3),
-        ("effnet_fast.ctrl_c", 0.6),
+        ("effnet_fast.system.ctrl_c", 0.05),
+        ("effnet_fast.system.ctrl_c", 0.3),
+        ("effnet_fast.system.ctrl_c", 0.6),
         ("torch.version", 0.05),
         ("torch", 0.0),
         ("effnet_fast.cli", 0.0),

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from effnet_fast import cuda, native
+from effnet_fast.backend import cuda, native
 
 
 @pytest.mark.parametrize(

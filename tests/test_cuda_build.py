@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 
-from effnet_fast import native
+from effnet_fast.backend import native
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "scripts" / "cuda_resources.py"

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 import effnet_fast
-from effnet_fast import EffnetFastError, samples
+from effnet_fast import EffnetFastError
 from effnet_fast.cli import contest, demo, main
+from effnet_fast.data import samples
 
 
 @pytest.fixture(autouse=True)

@@ -20,7 +20,7 @@ def _fresh_choices():
 
 
 def test_every_op_has_a_reference_with_every_name() -> None:
-    from effnet_fast import reference
+    from effnet_fast.backend import reference
 
     for op, order in dispatch.ORDER.items():
         assert order[-1] == "reference" and callable(getattr(reference, op))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from effnet_fast.testing import allowed, error
+from effnet_fast.tolerance import allowed, error
 
 JOBS = [
     *("data_parallel", "variants", "groups", "compiled", "checkpointed"),

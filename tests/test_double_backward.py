@@ -11,7 +11,7 @@ from patched_blocks import BLOCKS, shake_batch_norms, torchvision_efficientnet
 from torch import Tensor, nn
 
 import effnet_fast
-from effnet_fast import ops, testing, use_backend
+from effnet_fast import ops, tolerance, use_backend
 
 BACKENDS = ("reference", "cpu")
 
@@ -55,7 +55,9 @@ def test_block_in_fp32(recompute: bool) -> None:
         with use_backend("cpu", "reference"):
             derivatives = penalty(patched, x), penalty(stock, x)
         for errors, found in zip((ours, pytorchs), derivatives, strict=True):
-            errors += [testing.error(a, b) / b.abs().max().item() for a, b in zip(found, truth, strict=True)]
+            errors += [
+                tolerance.error(a, b) / b.abs().max().item() for a, b in zip(found, truth, strict=True)
+            ]
     assert sum(ours) <= 1.5 * sum(pytorchs)
     assert max(ours) <= 2 * max(pytorchs)
 

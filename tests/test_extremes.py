@@ -12,12 +12,13 @@ from patched_blocks import BLOCKS, shake_batch_norms, torchvision_block
 from torch import Tensor, nn
 
 import effnet_fast
-from effnet_fast import dispatch, native, ops, reference, testing, use_backend
-from effnet_fast.cpu import engine
-from effnet_fast.inference.network import Block, Conv, Network, SqueezeExcite
-from effnet_fast.inference.reference import ReferenceProgram
+from effnet_fast import dispatch, ops, tolerance, use_backend
+from effnet_fast.backend import native, reference
+from effnet_fast.backend.cpu import engine
+from effnet_fast.backend.network import Block, Conv, Network, SqueezeExcite
+from effnet_fast.backend.reference import ACTIVATIONS
+from effnet_fast.backend.reference.network import ReferenceProgram
 from effnet_fast.ops.mbconv_kernels import BatchNorm, Settings, Weights
-from effnet_fast.reference import ACTIVATIONS
 from effnet_fast.types import Affine, Norm
 
 FP32, BF16, FP16, FP64 = torch.float32, torch.bfloat16, torch.float16, torch.float64
@@ -36,7 +37,7 @@ def step(model: nn.Module, x: Tensor, dy: Tensor | None = None) -> dict[str, Ten
 
 
 def assert_like_stock(block: nn.Module, x: Tensor) -> None:
-    """The rule of effnet_fast.testing for everything a step gives.
+    """The rule of effnet_fast.tolerance for everything a step gives.
 
     Stock runs three times, on inputs that differ by a rounding: of a few values per channel one run may be lucky.
     """
@@ -49,9 +50,9 @@ def assert_like_stock(block: nn.Module, x: Tensor) -> None:
         if value.is_floating_point():
             # A running variance that fp32 does not hold is infinite in stock models.
             exact = truth[name].to(value.dtype).double()
-            limit = max(testing.allowed(run[name], exact, value.dtype) for run in stock)
+            limit = max(tolerance.allowed(run[name], exact, value.dtype) for run in stock)
             # Where a variance is zero both gradients are the same rounding of nothing: the last digit decides no more.
-            assert testing.error(value, exact) <= limit * (1 + 1e-6), name
+            assert tolerance.error(value, exact) <= limit * (1 + 1e-6), name
 
 
 LARGE = ["own", "torchvision-no-expand", "torchvision-stride2", "lite-dynamic", "timm-separable"]
@@ -201,7 +202,7 @@ def test_large_preactivations_in_a_program(act: str, dtype: torch.dtype) -> None
     x = torch.randn(2, 3, 12, 9)
     got = engine.compile_network(network, dtype).run(x)
     truth, baseline = ReferenceProgram(network, FP64).run(x), ReferenceProgram(network, dtype).run(x)
-    testing.assert_accurate("logits", got, baseline, truth, dtype)
+    tolerance.assert_accurate("logits", got, baseline, truth, dtype)
 
 
 @pytest.mark.parametrize("spread", [0.0, 1e-6, 1e-3])
@@ -245,7 +246,7 @@ def test_maps_smaller_than_the_kernel(kernel: int, stride: int, height: int, wid
     patched, x = effnet_fast.patch(copy.deepcopy(block)).eval(), torch.randn(5, 8, height, width)
     with torch.no_grad():
         stock = block.eval()(x)
-        testing.assert_accurate("eval", patched(x), stock, copy.deepcopy(block).double()(x.double()), FP32)
+        tolerance.assert_accurate("eval", patched(x), stock, copy.deepcopy(block).double()(x.double()), FP32)
 
 
 @pytest.mark.parametrize("value", [65504.0, 8e3, 1e3, 6e-5, 6e-8])
@@ -259,7 +260,7 @@ def test_the_ends_of_fp16(value: float) -> None:
             got = effnet_fast.patch(block)(x)
     finite = stock.isfinite()
     assert finite.any() == (value < 3e4) and got[finite].isfinite().all()
-    testing.assert_accurate("y", got[finite], stock[finite], truth[finite])
+    tolerance.assert_accurate("y", got[finite], stock[finite], truth[finite])
 
 
 def test_silu_far_out() -> None:

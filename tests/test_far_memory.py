@@ -11,7 +11,8 @@ from patched_blocks import shake_batch_norms, torchvision_block
 from torch import Tensor
 
 import effnet_fast
-from effnet_fast import dispatch, native
+from effnet_fast import dispatch
+from effnet_fast.backend import native
 from effnet_fast.types import Affine
 
 FAR = 2**31 + 2**12

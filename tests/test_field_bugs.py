@@ -16,9 +16,10 @@ from patched_blocks import pair
 from torch import Tensor, nn
 
 import effnet_fast
-from effnet_fast import native, ops, use_backend
-from effnet_fast.nn.parts import same_padding
-from effnet_fast.testing import assert_accurate
+from effnet_fast import ops, use_backend
+from effnet_fast.backend import native
+from effnet_fast.tolerance import assert_accurate
+from effnet_fast.types import same_padding
 
 BACKENDS = [
     "reference",

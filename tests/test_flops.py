@@ -13,7 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 import effnet_fast
 import effnet_fast.ops.flops  # registers the formulas
-from effnet_fast import native, ops
+from effnet_fast import ops
+from effnet_fast.backend import native
 from effnet_fast.nn import fused, small_images
 
 

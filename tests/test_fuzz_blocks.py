@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from op_cases import CHANNELS, RUNG, Inputs, Memory, Run, gradients, judge, memories
 from torch import Tensor
 
-from effnet_fast import native, ops, use_backend
-from effnet_fast.testing import error
+from effnet_fast import ops, use_backend
+from effnet_fast.backend import native
+from effnet_fast.tolerance import error
 
 Fuzz = Callable[..., None]
 ACTS = ("silu", "relu", "relu6", "hardswish", "none")

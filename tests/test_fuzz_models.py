@@ -18,7 +18,8 @@ from surgery import OPERATIONS, NothingToDo
 from torch import Tensor, nn
 
 import effnet_fast
-from effnet_fast import native, use_backend
+from effnet_fast import use_backend
+from effnet_fast.backend import native
 
 #: Relative to a tensor's largest value. Of fp32 only gross faults are asked here: rounding, amplified by statistics of
 #: few values, is the other tests' subject.

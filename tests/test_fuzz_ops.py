@@ -13,7 +13,7 @@ from op_cases import CHANNELS, RUNG, Inputs, Memory, judge, memories
 from torch import Tensor
 
 from effnet_fast import ops
-from effnet_fast.reference import ACTIVATIONS
+from effnet_fast.backend.reference import ACTIVATIONS
 
 Fuzz = Callable[..., None]
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from effnet_fast import EffnetFastError, images, samples
-from effnet_fast.images import PRESETS, ImageError, Preset, normalize, preset_for, read_image
+from effnet_fast import EffnetFastError
+from effnet_fast.data import images, samples
+from effnet_fast.data.images import PRESETS, ImageError, Preset, normalize, preset_for, read_image
 
 Image = pytest.importorskip("PIL.Image")
 
@@ -238,7 +239,7 @@ def test_a_photo_of_108_megapixels_is_read_without_copies_of_it(tmp_path: Path) 
     path = save(tmp_path / "large.png", Image.new("RGB", (12000, 9000), (9, 90, 200)))
     code = (
         "import resource, sys\n"
-        "from effnet_fast.images import Preset, read_image\n"
+        "from effnet_fast.data.images import Preset, read_image\n"
         "used = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024\n"
         "before = used()\n"
         "pixels = read_image(sys.argv[1], Preset(32, 28))\n"

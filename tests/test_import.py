@@ -28,7 +28,8 @@ def refuse(*args, **kwargs):
     raise AssertionError("import touched CUDA")
 torch._C._cuda_init = torch._C._cuda_getDeviceCount = torch.cuda.is_available = torch.cuda.device_count = refuse
 import effnet_fast, effnet_fast.kernels
-from effnet_fast import build, native
+from effnet_fast import build
+from effnet_fast.backend import native
 for product in build.PRODUCTS:
     native.status(product)
 effnet_fast.backends("cpu")

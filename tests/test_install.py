@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 from environments import ISOLATED, ROOT, SITE_PACKAGES, copy_sources, make_environment, run
 
-from effnet_fast import build, environment, native
+from effnet_fast import build
+from effnet_fast.backend import native
 from effnet_fast.build import driver
+from effnet_fast.system import environment
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +78,7 @@ def test_every_package_is_listed() -> None:
 
 
 def test_installed_without_native_code_says_what_is_missing(installed: Path, tmp_path: Path) -> None:
-    code = "from effnet_fast import native; print(native.available('_ops')); print(native.__file__)"
+    code = "from effnet_fast.backend import native; print(native.available('_ops')); print(native.__file__)"
     done = run([installed, "-c", code], tmp_path, EFFNET_FAST_CACHE=str(tmp_path))
     assert done.returncode == 0, done.stderr
     answer, path = done.stdout.splitlines()
@@ -134,7 +136,7 @@ def test_build_later_into_the_cache(installed: Path, tmp_path: Path) -> None:
     done = run([installed, "-m", "effnet_fast.build", "_ops", "_C"], tmp_path, **cache)
     assert done.returncode == 0, done.stdout + done.stderr
     code = (
-        "import torch; from effnet_fast import native;"
+        "import torch; from effnet_fast.backend import native;"
         "x = torch.ones(1, 3, 4, 4).to(memory_format=torch.channels_last);"
         "y, *_ = native.ops().depthwise_forward(x, torch.ones(3, 1, 3, 3), 1, [1] * 4, None, None, 0, None, None, 0, False, False, -1);"
         "print(native.status('_ops').path, y[0, 0, 1, 1].item(), native.host().build_info()['version'])"

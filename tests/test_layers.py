@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
@@ -55,3 +56,75 @@ def test_only_the_ops_know_torch() -> None:
         if re.search(r"^#include <torch/", path.read_text(), re.MULTILINE)
     }
     assert {name for name in with_torch if not name.startswith("ops/")} == {"engine/run.cpp"}
+
+
+#: The floors of the Python package, the lowest first: packages and modules of one row do not know each other.
+PYTHON_FLOORS = (
+    ("errors", "types", "build", "tolerance"),
+    ("dispatch", "backend.native", "backend.traffic", "backend.network", "backend.recording"),
+    ("backend.reference", "kernels"),
+    ("backend.cpu", "backend.cuda", "replay"),
+    ("ops",),
+    ("nn",),
+    ("system",),
+    ("patching",),
+    ("models", "inference"),
+    ("data", "bench"),
+    ("cli",),
+)
+#: What it is all imported through.
+ROOF = {"", "__main__"}
+
+
+def _modules() -> dict[str, Path]:
+    found = {}
+    for path in (*(ROOT / "effnet_fast").rglob("*.py"), *(ROOT / "kernels").rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        parts = parts if parts[0] == "kernels" else parts[1:]
+        found[".".join(parts).removesuffix("__init__").rstrip(".")] = path
+    return found
+
+
+def _part(module: str) -> str:
+    names = module.split(".")
+    return ".".join(names[:2]) if names[0] == "backend" else names[0]
+
+
+def _imports(module: str, path: Path, known: dict[str, Path]) -> set[str]:
+    """Modules of the package that a file imports, wherever in it; not what is for type checkers alone."""
+    tree = ast.parse(path.read_text())
+    package = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]
+    for_checkers = {
+        node
+        for branch in ast.walk(tree)
+        if isinstance(branch, ast.If) and ast.unparse(branch.test) == "TYPE_CHECKING"
+        for node in ast.walk(branch)
+    }
+    found = set()
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.ImportFrom) or not node.level or node in for_checkers:
+            continue
+        base = [name for name in package if name][: len([name for name in package if name]) - node.level + 1]
+        base += node.module.split(".") if node.module else []
+        for alias in node.names:
+            whole = ".".join([*base, alias.name])
+            found.add(whole if whole in known else ".".join(base))
+    return found
+
+
+def test_every_part_of_the_package_is_on_a_floor() -> None:
+    parts = {_part(module) for module in _modules()} - ROOF - {"backend"}
+    assert parts == {part for floor in PYTHON_FLOORS for part in floor}
+
+
+def test_imports_of_the_package_point_down() -> None:
+    level = {part: number for number, floor in enumerate(PYTHON_FLOORS) for part in floor}
+    known = _modules()
+    up = [
+        f"{module} imports {target}"
+        for module, path in known.items()
+        if _part(module) in level
+        for target in _imports(module, path, known)
+        if _part(target) != _part(module) and level.get(_part(target), 99) >= level[_part(module)]
+    ]
+    assert sorted(up) == []

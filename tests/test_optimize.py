@@ -13,11 +13,12 @@ from networks import NETWORKS, make_network
 from torch import Tensor, nn
 
 import effnet_fast
-from effnet_fast import EffnetFastError, images, samples, testing, unpatch
+from effnet_fast import EffnetFastError, tolerance, unpatch
+from effnet_fast.backend.reference.network import ReferenceProgram
+from effnet_fast.data import images, samples
 from effnet_fast.inference.check import cast
 from effnet_fast.inference.extract import extract
 from effnet_fast.inference.module import OptimizedModel
-from effnet_fast.inference.reference import ReferenceProgram
 
 FP32, BF16, FP64 = torch.float32, torch.bfloat16, torch.float64
 
@@ -39,7 +40,7 @@ def test_the_folded_network_is_the_model(name: str) -> None:
     network, keep_dims = extract(model)
     got = ReferenceProgram(network, FP64).run(x)
     truth = stock(model, x, FP64)
-    testing.assert_accurate(
+    tolerance.assert_accurate(
         name, got[:, :, None, None] if keep_dims else got, stock(model, x, FP32), truth, FP32
     )
 
@@ -52,7 +53,7 @@ def test_accuracy(name: str, dtype: torch.dtype, backend: str) -> None:
     optimized = effnet_fast.optimize(model, x, dtype=dtype)
     got = optimized(x)
     assert got.dtype == FP32 and not got.requires_grad and isinstance(optimized, OptimizedModel)
-    testing.assert_accurate(name, got, stock(model, x, dtype).float(), stock(model, x, FP64), dtype)
+    tolerance.assert_accurate(name, got, stock(model, x, dtype).float(), stock(model, x, FP64), dtype)
 
 
 def test_patched_and_bf16_models(backend: str) -> None:
@@ -65,7 +66,7 @@ def test_patched_and_bf16_models(backend: str) -> None:
     y = optimized(x.to(BF16))
     assert y.dtype == BF16 and optimized(x).dtype == FP32
     truth = stock(half, x.to(BF16), FP64)
-    testing.assert_accurate("bf16", y, stock(half, x, BF16), truth)
+    tolerance.assert_accurate("bf16", y, stock(half, x, BF16), truth)
 
 
 @pytest.mark.parametrize("dtype", [FP32, BF16])
@@ -75,7 +76,7 @@ def test_any_batch_size_layout_and_image_size(dtype: torch.dtype, backend: str) 
     for n, height, width in [(1, 64, 64), (5, 33, 50), (2, 31, 70), (1, 1, 1)]:
         x = torch.randn(n, 3, height, width)
         truth, baseline = stock(model, x, FP64), stock(model, x, dtype).float()
-        testing.assert_accurate(f"{n} {height} {width}", optimized(x), baseline, truth, dtype)
+        tolerance.assert_accurate(f"{n} {height} {width}", optimized(x), baseline, truth, dtype)
     wide = torch.randn(2, 3, 66, 128)
     part = wide[:, :, 1:65, ::2]
     wanted = optimized(part.contiguous())

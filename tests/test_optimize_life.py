@@ -22,9 +22,10 @@ from patched_blocks import shake_batch_norms, torchvision_block
 from torch import Tensor, nn
 
 import effnet_fast
-from effnet_fast import EffnetFastError, native, use_backend
-from effnet_fast.cpu import engine
-from effnet_fast.inference.network import Block, Conv, Network, SqueezeExcite
+from effnet_fast import EffnetFastError, use_backend
+from effnet_fast.backend import native
+from effnet_fast.backend.cpu import engine
+from effnet_fast.backend.network import Block, Conv, Network, SqueezeExcite
 
 FP32, BF16 = torch.float32, torch.bfloat16
 SHAPE = (1, 3, 32, 32)

@@ -14,7 +14,7 @@ from plain_block import PlainBlock, plain_parts
 from torch import nn
 
 import effnet_fast
-from effnet_fast import EffnetFastError, UnsupportedBlockError, testing, use_backend
+from effnet_fast import EffnetFastError, UnsupportedBlockError, tolerance, use_backend
 from effnet_fast.inference.extract import extract, fold
 from effnet_fast.inference.module import OptimizedModel, PatchedCopy
 from effnet_fast.nn import ConvBN
@@ -159,7 +159,7 @@ def test_shortened_and_rebuilt_networks(network: nn.Module) -> None:
         optimized = effnet_fast.optimize(model, x)
         assert isinstance(optimized, OptimizedModel)
         with torch.no_grad():
-            testing.assert_accurate(
+            tolerance.assert_accurate(
                 "short", optimized(x), model(x), copy.deepcopy(model).double()(x.double())
             )
     assert extract(no_head)[0].head is not None

@@ -15,7 +15,7 @@ from patched_blocks import BLOCKS, shake_batch_norms, timm_block
 from torch import Tensor, nn
 
 import effnet_fast
-from effnet_fast import UnsupportedBlockError, testing, use_backend
+from effnet_fast import UnsupportedBlockError, tolerance, use_backend
 
 
 def pair(name: str) -> tuple[nn.Module, nn.Module, Tensor]:
@@ -328,5 +328,5 @@ def test_a_block_used_twice() -> None:
     with torch.no_grad():
         expected = model(x)
         truth = copy.deepcopy(model).double()(x.double())
-        testing.assert_accurate("optimized", effnet_fast.optimize(model, x)(x), expected, truth)
-        testing.assert_accurate("patched", effnet_fast.patch(model)(x), expected, truth)
+        tolerance.assert_accurate("optimized", effnet_fast.optimize(model, x)(x), expected, truth)
+        tolerance.assert_accurate("patched", effnet_fast.patch(model)(x), expected, truth)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from effnet_fast import native
+from effnet_fast.backend import native
 from effnet_fast.bench.blocks import network
 from effnet_fast.models import list_models
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from effnet_fast import reference
+from effnet_fast.backend import reference
 from effnet_fast.types import Affine, BatchNormGrad, Norm
 
 SMOOTH = ("none", "silu", "relu", "relu6", "hardswish", "sigmoid", "hardsigmoid")

@@ -5,11 +5,12 @@ from itertools import chain
 
 import pytest
 import torch
+from effnet_fast.kernels import tuning
 from patched_blocks import pair, shake_batch_norms
 from torch import Tensor, nn
 
 import effnet_fast
-from effnet_fast import dispatch, replay, tuning, use_backend
+from effnet_fast import dispatch, replay, use_backend
 from effnet_fast.nn.mbconv import ConvNormAct
 from effnet_fast.replay.program import Program
 

@@ -12,7 +12,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import effnet_fast
-from effnet_fast import native, use_backend
+from effnet_fast import use_backend
+from effnet_fast.backend import native
 from effnet_fast.errors import UnsupportedBlockError
 from effnet_fast.nn import fingerprint, fused_layer, small_images
 from effnet_fast.patching import registry

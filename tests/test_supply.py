@@ -25,7 +25,7 @@ model = effnet_fast.b0(num_classes=4)
 model(torch.randn(2, 3, 64, 64)).sum().backward()
 effnet_fast.report(effnet_fast.patch(effnet_fast.unpatch(model.eval())))
 effnet_fast.backends("cpu")
-if effnet_fast.native.available("_ops")[0]:
+if effnet_fast.backend.native.available("_ops")[0]:
     effnet_fast.optimize(model, (1, 3, 64, 64))(torch.randn(1, 3, 64, 64))
 assert main(["info"]) == 0 and main(["models"]) == 0
 """

@@ -6,9 +6,8 @@ import warnings
 
 import pytest
 import torch
-from effnet_fast.kernels import configs
+from effnet_fast.kernels import configs, tuning
 
-from effnet_fast import tuning
 from effnet_fast.errors import EffnetFastError
 
 

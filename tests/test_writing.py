@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from bench_rows import make_row
 
-from effnet_fast import EffnetFastError, build, writing
+from effnet_fast import EffnetFastError, build
 from effnet_fast.bench import report, results
 from effnet_fast.cli import main
+from effnet_fast.system import writing
 
 
 @pytest.fixture

@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .. import build, environment, writing
+from .. import build
 from ..errors import EffnetFastError
+from ..system import environment, writing
 from .providers import is_ours
 from .stats import Spread, verdict
 

@@ -1,7 +1,7 @@
 """Drives CMake: one build tree per product, so that what cannot be built does not hinder the others.
 
 Beside the libraries lies ``build.json``: for every product the hash of the sources it was built from, or the
-reason it is missing. :mod:`effnet_fast.native` reads it and refuses libraries of other sources.
+reason it is missing. :mod:`effnet_fast.backend.native` reads it and refuses libraries of other sources.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def installed_packages() -> list[Path]:
     """Other copies of the package that Python would find, were it not for this one."""
     folders = (Path(entry or ".").resolve() / PACKAGE.name for entry in sys.path)
     return [
-        folder for folder in dict.fromkeys(folders) if folder != PACKAGE and (folder / "native.py").is_file()
+        folder for folder in dict.fromkeys(folders) if folder != PACKAGE and (folder / "dispatch.py").is_file()
     ]
 
 

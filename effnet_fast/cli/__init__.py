@@ -14,9 +14,9 @@ import warnings
 from collections.abc import Sequence
 from typing import Any, NoReturn, TextIO
 
-from .. import ctrl_c
 from ..build import version
 from ..errors import EffnetFastError
+from ..system import ctrl_c
 from . import bench, build, classify, demo, info, models, report, tune
 from .output import Output, error_line
 

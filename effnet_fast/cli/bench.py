@@ -7,13 +7,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .. import ctrl_c, writing
 from ..bench import results, sweep
 from ..bench.load import CONSEQUENCE
 from ..bench.providers import PROVIDERS, default_providers, is_ours, named
 from ..bench.report.data import BUSY
 from ..bench.targets import DTYPES, MODES
 from ..errors import EffnetFastError
+from ..system import ctrl_c, writing
 from . import options
 from .output import Output
 

@@ -6,8 +6,9 @@ import argparse
 import contextlib
 import sys
 
-from .. import build, writing
+from .. import build
 from ..errors import EffnetFastError
+from ..system import writing
 from .output import Output
 
 HELP = "compile the native libraries"

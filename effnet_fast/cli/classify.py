@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 import effnet_fast
 
-from .. import images, samples
+from ..data import images, samples
+from ..data.labels import labels_for
 from ..errors import BackendError, CheckpointError, CheckpointWarning, EffnetFastError
 from ..inference.extract import DTYPES as INFERENCE_DTYPES
-from ..labels import labels_for
 from ..models.config import canonical_name
 from ..models.weights import load_weights, number_of_classes, read_weights, resolve_weights
 from . import options

@@ -14,9 +14,9 @@ from torch import Tensor
 
 import effnet_fast
 
-from .. import images, samples
 from ..bench.load import CONSEQUENCE, NOTEWORTHY, Others
-from ..labels import imagenet_classes
+from ..data import images, samples
+from ..data.labels import imagenet_classes
 from . import contest, options
 from .classify import summary, top_classes
 from .output import Output, line_width

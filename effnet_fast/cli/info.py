@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from .. import environment
+from ..system import environment
 from .output import Output
 
 HELP = "environment report: versions, backends with reasons, what is missing"

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from .. import writing
 from ..bench import report
 from ..bench.report.data import job
 from ..bench.report.page import job_name
+from ..system import writing
 from .output import Output
 
 HELP = "draw benchmark results as a page, figures or a table"

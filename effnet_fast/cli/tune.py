@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, output: Output) -> int:
     # Triton is not needed for the other subcommands.
-    from ..tuner import tune
+    from ..bench.tuner import tune
 
     path = tune(arguments.model, DTYPES[arguments.dtype], arguments.batch, arguments.device, output.line)
     output.line(f"stored in {path}")

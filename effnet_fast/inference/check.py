@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .. import testing
+from .. import tolerance
 from ..errors import EffnetFastError
 from ..patching import unpatch
 
@@ -37,7 +37,7 @@ def expect(model: nn.Module, example: Tensor, dtype: torch.dtype, small: bool) -
     """Run the model, in evaluation mode, on the example's first and last image.
 
     In bf16 the truth is the model in fp32, whose error is 2^-16 of bf16's, and the rule is that of
-    :mod:`effnet_fast.testing`: at most twice the error of PyTorch's bf16. fp32 has no affordable truth (PyTorch's
+    :mod:`effnet_fast.tolerance`: at most twice the error of PyTorch's bf16. fp32 has no affordable truth (PyTorch's
     fp64 convolutions need minutes): a fixed number of roundings is allowed, and four times what a change of the
     images by one rounding does to the outputs, which on B7 was as much as PyTorch's own error.
 
@@ -62,7 +62,7 @@ def expect(model: nn.Module, example: Tensor, dtype: torch.dtype, small: bool) -
             plain = unpatch(copy.deepcopy(model)).float()
         truth = _run(plain, images, torch.float32)
         largest = max(t.abs().max().item() for t in truth)
-        limit = FP32_ROUNDINGS * testing.UNIT_ROUNDOFF[torch.float32] * largest
+        limit = FP32_ROUNDINGS * tolerance.UNIT_ROUNDOFF[torch.float32] * largest
         # What moving every pixel by a rounding does: as much as roundings inside, also in a badly conditioned network.
         moved = [x.float() * (1 + 2.0**-23) for x in images]
         limit += 2.0 * _allowed(_run(plain, moved, torch.float32), truth, torch.float32)
@@ -85,7 +85,7 @@ def verify(expected: Expectation, run: Callable[[Tensor], Any]) -> None:
     shapes, wanted = ([tuple(t.shape) for t in ts] for ts in (got, expected.truth))
     if shapes != wanted:
         raise EffnetFastError(f"optimize: outputs of shapes {shapes}, expected the model's, {wanted}")
-    worst = max(testing.error(g, t) for g, t in zip(got, expected.truth, strict=True))
+    worst = max(tolerance.error(g, t) for g, t in zip(got, expected.truth, strict=True))
     if not worst <= expected.limit:
         raise EffnetFastError(
             f"optimize: an output differs from the model's by {worst:.2e}, expected at most {expected.limit:.2e}; "
@@ -100,8 +100,8 @@ def _run(model: Callable[[Tensor], Any], images: list[Tensor], dtype: torch.dtyp
 def _allowed(baseline: list[Tensor], truth: list[Tensor], dtype: torch.dtype) -> float:
     flat = [torch.cat([t.flatten() for t in ts]) for ts in (baseline, truth)]
     deviation = (flat[0] - flat[1]).double().square().mean().sqrt().item()
-    more = DEVIATIONS * deviation - 2.0 * testing.error(*flat)
-    return testing.allowed(flat[0], flat[1], dtype) + max(0.0, more)
+    more = DEVIATIONS * deviation - 2.0 * tolerance.error(*flat)
+    return tolerance.allowed(flat[0], flat[1], dtype) + max(0.0, more)
 
 
 def tensors(output: Any) -> Iterator[Tensor]:

@@ -7,6 +7,7 @@ import importlib
 import torch
 from torch import Tensor, nn
 
+from ..backend.network import Block, Conv, Network, SqueezeExcite
 from ..errors import UnsupportedBlockError
 from ..nn import tensors
 from ..nn.exact import check_instance, class_problem, has_hooks, library_class
@@ -22,7 +23,6 @@ from ..nn.parts import (
 from ..nn.parts import SqueezeExcite as SqueezeExciteParts
 from ..nn.tensors import check_plain
 from ..patching.registry import read_parts
-from .network import Block, Conv, Network, SqueezeExcite
 
 #: Networks, named so that nothing has to be imported: (module, class) -> our module with ``network``.
 _KNOWN = {

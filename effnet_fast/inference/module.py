@@ -132,6 +132,9 @@ class OptimizedModel(Inference):
     along. The ``state_dict`` of a module that holds it has nothing of it; one of its own is refused.
     """
 
+    #: Known to :mod:`effnet_fast.patching` by this: there is nothing in it to patch.
+    whole_program = True
+
     def __init__(
         self, program: Program, dtype: torch.dtype, channels: int, keep_dims: bool, description: str
     ) -> None:

@@ -8,16 +8,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .. import advice, dispatch, native
-from ..cpu import engine
+from .. import dispatch
+from ..backend import native
+from ..backend.cpu import engine
+from ..backend.network import Network
+from ..backend.reference.network import ReferenceProgram
 from ..errors import BackendError, EffnetFastError, UnsupportedBlockError
 from ..patching import patch, report
 from ..patching.registry import candidates
+from ..system import advice
 from . import check
 from .extract import DTYPES, KNOWN_LIBRARIES, check_model, extract, is_known
 from .module import Inference, OptimizedModel, PatchedCopy, Program, check_input
-from .network import Network
-from .reference import ReferenceProgram
 
 Example = Tensor | Sequence[int]
 

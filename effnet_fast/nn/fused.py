@@ -9,15 +9,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from .. import cuda_block, dispatch
+from .. import dispatch
+from ..backend.cuda import block as cuda_block
 from ..errors import BackendError, UnsupportedBlockError
 from ..ops.declare import autocast_enabled, constant_result, is_unwatched
 from ..ops.mbconv import check_input, run_mbconv
 from ..ops.mbconv_kernels import BatchNorm, Settings, Weights
-from ..types import Running, accumulation_dtype
+from ..types import Running, accumulation_dtype, same_padding
 from . import tensors as block_tensors
 from .observed import recomputed
-from .parts import ConvBN, MBConvParts, batch_statistics, same_padding, uses_batch_statistics
+from .parts import ConvBN, MBConvParts, batch_statistics, uses_batch_statistics
 from .small_images import check_worth
 
 

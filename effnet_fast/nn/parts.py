@@ -157,16 +157,6 @@ def _pair(value: Any, name: str, least: int) -> tuple[int, int]:
     return value[0], value[1]
 
 
-def same_padding(height: int, width: int, kernel: int, stride: int) -> Padding:
-    """TensorFlow's "SAME" for an input of this size."""
-
-    def split(size: int) -> tuple[int, int]:
-        total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
-        return total // 2, total - total // 2
-
-    return (*split(width), *split(height))
-
-
 def check_parts(parts: MBConvParts) -> None:
     """Refuse what the kernels do not compute; :mod:`.tensors` does the same for the tensors.
 

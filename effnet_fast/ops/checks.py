@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..backend.reference import ACTIVATIONS
 from ..errors import EffnetFastError
-from ..reference import ACTIVATIONS
 from ..types import Padding, accumulation_dtype
 
 GATES = ("sigmoid", "hardsigmoid")

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..reference.activations import activation, activation_grad
-from ..reference.common import apply_affine, per_channel, per_sample, upcast
+from ..backend.reference.activations import activation, activation_grad
+from ..backend.reference.common import apply_affine, per_channel, per_sample, upcast
 from ..types import Affine
 
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from .. import dispatch
-from ..reference.activations import activation_grad
-from ..reference.common import apply_affine, per_channel, per_sample
+from ..backend.reference.activations import activation_grad
+from ..backend.reference.common import apply_affine, per_channel, per_sample
 from ..types import ConvOut, Norm, accumulation_dtype
 from . import checks
 from .conv_autograd import as_weight, epilogue_backward, maybe_affine, merge_stats

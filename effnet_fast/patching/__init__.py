@@ -8,11 +8,11 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import nn
 
-from .. import advice
 from ..errors import EffnetFastError, ShardedWeightError, UnsupportedBlockError
 from ..nn import tensors
 from ..nn.fingerprint import ATTRIBUTE
 from ..nn.fused import compute_dtype
+from ..system import advice
 from . import table
 from .registry import (
     RECOMPUTES,
@@ -91,10 +91,10 @@ def patch(
 
 def _programs(model: nn.Module) -> list[tuple[str, Any]]:
     """(name, module) of the networks in a model that :func:`effnet_fast.optimize` made whole programs of."""
-    # Not at import: they are made with what is patched here.
-    from ..inference.module import OptimizedModel
-
-    return [(name, module) for name, module in model.named_modules() if isinstance(module, OptimizedModel)]
+    # By a mark on the class, because optimize is made with what is patched here.
+    return [
+        (name, module) for name, module in model.named_modules() if hasattr(type(module), "whole_program")
+    ]
 
 
 def _warn_of_nothing(model: nn.Module, filtered: bool) -> None:

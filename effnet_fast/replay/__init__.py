@@ -10,17 +10,17 @@ host, arguments that share memory) makes the body run as usual.
 from __future__ import annotations
 
 import sys
-import threading
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .. import dispatch, native, tuning
-from ..kernels import runtime
+from .. import dispatch
+from ..backend import native
+from ..backend.recording import recording
+from ..kernels import runtime, tuning
 from .program import Program
 from .record import Recorder, overlap
 
@@ -44,18 +44,6 @@ class _Variant:
 
 
 _programs: dict[tuple[Any, ...], list[_Variant]] = {}
-_local = threading.local()
-
-
-def recorder() -> Recorder | None:
-    """What records this thread's launches, if anything does."""
-    return getattr(_local, "recorder", None)
-
-
-def unseen() -> AbstractContextManager[None]:
-    """Within the block calls to PyTorch are not recorded: a launcher's own, which it repeats itself."""
-    witness = recorder()
-    return nullcontext() if witness is None else witness.blind()
 
 
 def repeat(body: Callable[..., Any], args: tuple[Any, ...]) -> Any:
@@ -122,12 +110,9 @@ def _remember(key: tuple[Any, ...], variant: _Variant) -> None:
 
 
 def _record(variant: _Variant, body: Callable[..., Any], args: tuple[Any, ...], tensors: list[Tensor]) -> Any:
-    witness = _local.recorder = Recorder(tensors)
-    try:
-        with witness:
-            results = body(*args)
-    finally:
-        _local.recorder = None
+    witness = Recorder(tensors)
+    with recording(witness):
+        results = body(*args)
     program = Program(witness, len(tensors), results) if witness.repeatable else None
     # Making the program may show that a result cannot be made again.
     variant.program = program if witness.repeatable else None

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import native
+from ..backend import native
 from .record import Launch, Place, Recorder, bytes_of
 
 #: Bytes; smaller buffers that no result and no call needs share one allocation, each at a multiple of _ALIGNMENT.

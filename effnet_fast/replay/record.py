@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .. import native
+from ..backend import native
 
 _aten = torch.ops.aten
 _ALLOCATIONS = frozenset(

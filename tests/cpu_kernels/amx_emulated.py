@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from effnet_fast import native
+from effnet_fast.backend import native
 
 ANSWER = "effnet::cpu::(anonymous namespace)::may_use_amx()::granted"
 

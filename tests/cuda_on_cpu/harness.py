@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from effnet_fast.reference import ACTIVATIONS
+from effnet_fast.backend.reference import ACTIVATIONS
 from effnet_fast.types import (
     Affine,
     BatchNormGrad,

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from effnet_fast import reference
-from effnet_fast.testing import assert_accurate
+from effnet_fast.backend import reference
+from effnet_fast.tolerance import assert_accurate
 from effnet_fast.types import (
     Affine,
     BatchNormGrad,
@@ -23,7 +23,7 @@ from effnet_fast.types import (
 
 
 class Problem(NamedTuple):
-    """One call of an op, by its name in :mod:`effnet_fast.reference`."""
+    """One call of an op, by its name in :mod:`effnet_fast.backend.reference`."""
 
     op: str
     args: tuple[Any, ...]
@@ -143,7 +143,7 @@ def squeeze_excite(
 
 
 def check(problem: Problem, got: ConvOut | ConvGrad | SqueezeExciteGrad | Tensor) -> None:
-    """Every output against the fp64 truth, by the rule of effnet_fast.testing."""
+    """Every output against the fp64 truth, by the rule of effnet_fast.tolerance."""
     function: Callable[..., Any] = getattr(reference, problem.op)
     baseline = function(*problem.args, **problem.kwargs)
     truth = function(*map(_double, problem.args), **{name: _double(v) for name, v in problem.kwargs.items()})

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from effnet_fast import reference
-from effnet_fast.reference import ACTIVATIONS
+from effnet_fast.backend import reference
+from effnet_fast.backend.reference import ACTIVATIONS
 from effnet_fast.types import Norm
 
 from . import harness, problems

@@ -1,4 +1,4 @@
-"""effnet_fast.cuda's functions: their arguments reach the native ops by the right names, in every op.
+"""effnet_fast.backend.cuda's functions: their arguments reach the native ops by the right names, in every op.
 
 The ops themselves need a GPU; here a stand-in binds the arguments by the registered schema and runs the kernels on the CPU.
 """
@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from effnet_fast import cuda, native, reference
-from effnet_fast.reference import ACTIVATIONS
+from effnet_fast.backend import cuda, native, reference
+from effnet_fast.backend.reference import ACTIVATIONS
 from effnet_fast.types import Affine, BatchNormGrad, Norm, RunningNorm
 
 from . import harness, problems

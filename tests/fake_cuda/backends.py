@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from effnet_fast import cuda, dispatch, native
+from effnet_fast import dispatch
+from effnet_fast.backend import cuda, native
 
 from . import blocks, steering
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from effnet_fast import native
+from effnet_fast.backend import native
 
 from . import build
 from .process import Device

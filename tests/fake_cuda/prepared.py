@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 import effnet_fast
-from effnet_fast import cuda_block, traffic
+from effnet_fast.backend import traffic
+from effnet_fast.backend.cuda import block as cuda_block
 
 from . import blocks, steering
 

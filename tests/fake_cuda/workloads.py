@@ -13,7 +13,7 @@ from unittest import mock
 import pytest
 import torch
 
-import effnet_fast.testing
+import effnet_fast.tolerance
 from effnet_fast.bench import providers, targets
 
 from . import baseline, networks
@@ -109,8 +109,8 @@ def _agreeing() -> Iterator[None]:
         mock.patch.object(torch.Tensor, "__bool__", return_value=True),
         mock.patch.object(torch, "equal", return_value=True),
         mock.patch.object(torch.testing, "assert_close"),
-        mock.patch.object(effnet_fast.testing, "error", return_value=0.0),
-        mock.patch.object(effnet_fast.testing, "allowed", return_value=1.0),
+        mock.patch.object(effnet_fast.tolerance, "error", return_value=0.0),
+        mock.patch.object(effnet_fast.tolerance, "allowed", return_value=1.0),
     ):
         yield
 

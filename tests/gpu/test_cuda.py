@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from effnet_fast import cuda, native
-from effnet_fast.testing import error
+from effnet_fast.backend import cuda, native
+from effnet_fast.tolerance import error
 from tests.cuda_on_cpu import problems
 
 pytestmark = pytest.mark.gpu

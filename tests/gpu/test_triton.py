@@ -10,10 +10,11 @@ pytest.importorskip("triton")
 
 from effnet_fast.kernels import launchers
 
-from effnet_fast import reference, tuner
+from effnet_fast.backend import reference
+from effnet_fast.bench import tuner
 from effnet_fast.models.config import BASE_STAGES
 from effnet_fast.ops import mbconv_kernels as blocks
-from effnet_fast.testing import allowed, error
+from effnet_fast.tolerance import allowed, error
 
 pytestmark = pytest.mark.gpu
 

@@ -12,7 +12,7 @@ FOLDER = Path(os.environ["SANITIZED_LIBRARY"])
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    from effnet_fast import native
+    from effnet_fast.backend import native
     from effnet_fast.build import driver
 
     driver.LIBRARY_FOLDER = FOLDER

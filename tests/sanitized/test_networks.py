@@ -16,7 +16,7 @@ from networks import make_network
 from torch import Tensor, nn
 
 import effnet_fast
-from effnet_fast import native
+from effnet_fast.backend import native
 
 SIZES = ((1, 33, 47), (2, 64, 40), (3, 32, 32), (1, 65, 64))
 

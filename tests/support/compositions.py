@@ -1,6 +1,6 @@
 """What every op computes, written with PyTorch's own functions in whatever dtype the tensors have: oracle and baseline.
 
-Independent of ``effnet_fast.reference``: these are the formulas of the ops' docstrings, differentiated by autograd.
+Independent of ``effnet_fast.backend.reference``: these are the formulas of the ops' docstrings, differentiated by autograd.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from effnet_fast.inference.network import Block, Conv, Network, SqueezeExcite
-from effnet_fast.reference.activations import activation
+from effnet_fast.backend.network import Block, Conv, Network, SqueezeExcite
+from effnet_fast.backend.reference.activations import activation
 
 
 def conv(o: int, i: int, k: int, groups: int = 1, act: str = "none", **facts) -> Conv:  # type: ignore[no-untyped-def]

@@ -16,9 +16,9 @@ from guarded import LAYOUTS, Guarded, guarded
 from hypothesis import strategies as st
 from torch import Tensor
 
-from effnet_fast import native
+from effnet_fast.backend import native
 from effnet_fast.dispatch import use_backend
-from effnet_fast.testing import UNIT_ROUNDOFF, error
+from effnet_fast.tolerance import UNIT_ROUNDOFF, error
 from effnet_fast.types import accumulation_dtype
 
 #: (backend, dtype): what each runs.
@@ -47,7 +47,7 @@ RUNG = pytest.mark.parametrize(
 #: Around the kernels' tiles and vectors.
 CHANNELS = (1, 2, 3, 4, 7, 8, 9, 15, 16, 17, 23, 24, 31, 32, 33, 40, 48, 49, 63, 64, 65, 96, 97)
 #: A multiple of the baselines' errors, and a floor of some roundings of the largest value. Wider than the factor two of
-#: effnet_fast.testing, which the tests of single kernels keep: among many thousand cases luck takes every side.
+#: effnet_fast.tolerance, which the tests of single kernels keep: among many thousand cases luck takes every side.
 FACTOR = 6.0
 FLOOR_ROUNDINGS = {torch.float64: 1000.0, torch.float32: 100.0, torch.float16: 16.0, torch.bfloat16: 16.0}
 #: How far away PyTorch's error is measured too, in roundings.

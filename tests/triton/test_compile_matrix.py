@@ -13,10 +13,11 @@ import torch
 
 pytest.importorskip("triton")
 
-from effnet_fast.kernels import configs, coverage
-from effnet_fast.kernels.compile_matrix import ARCHITECTURES, DOTS, Job, Result, jobs, judge, run
-from effnet_fast.kernels.offline import Report
+from effnet_fast.kernels import configs
 from effnet_fast.kernels.runtime import INTERPRET
+from triton_offline import coverage
+from triton_offline.compiler import Report
+from triton_offline.matrix import ARCHITECTURES, DOTS, Job, Result, jobs, judge, run
 
 pytestmark = pytest.mark.skipif(INTERPRET, reason="interpreted kernels cannot be compiled")
 

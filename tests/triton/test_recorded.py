@@ -10,9 +10,10 @@ import torch
 
 pytest.importorskip("triton")
 
-from effnet_fast.kernels import configs, recorded
-from effnet_fast.kernels.compile_matrix import ARCHITECTURES
+from effnet_fast.kernels import configs
 from effnet_fast.kernels.runtime import INTERPRET
+from triton_offline import recorded
+from triton_offline.matrix import ARCHITECTURES
 
 pytestmark = pytest.mark.skipif(INTERPRET, reason="interpreted kernels cannot be compiled")
 

@@ -10,10 +10,10 @@ pytest.importorskip("triton")
 
 from effnet_fast.kernels import launchers
 from effnet_fast.kernels.launch import intercept
-from effnet_fast.kernels.offline import Launch, first_stage
 from effnet_fast.kernels.runtime import INTERPRET
+from triton_offline.compiler import Launch, first_stage
 
-from effnet_fast import tuner
+from effnet_fast.bench import tuner
 from effnet_fast.models.config import Stage
 from effnet_fast.ops import mbconv_kernels as blocks
 

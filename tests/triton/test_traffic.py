@@ -10,15 +10,14 @@ import torch
 
 pytest.importorskip("triton")
 
-from effnet_fast.kernels import configs, launchers
+from effnet_fast.kernels import configs, launchers, tuning
 from effnet_fast.kernels.launch import intercept
 
-from effnet_fast import tuner, tuning
+from effnet_fast.backend.traffic import count_traffic
 from effnet_fast.bench import blocks as roofline_blocks
-from effnet_fast.bench import roofline
+from effnet_fast.bench import roofline, tuner
 from effnet_fast.models.config import BASE_STAGES, VARIANTS, Stage
 from effnet_fast.ops import mbconv_kernels as blocks
-from effnet_fast.traffic import count_traffic
 
 BATCH, BYTES = 256, 2
 
@@ -171,7 +170,7 @@ def test_training_against_the_roofline(name):
 
 
 def test_counter_is_off_outside_and_nests():
-    from effnet_fast.traffic import record
+    from effnet_fast.backend.traffic import record
 
     t = torch.empty(3, dtype=torch.float16)
     record("outside", [t], [])

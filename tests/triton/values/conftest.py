@@ -14,8 +14,8 @@ import torch
 from effnet_fast.kernels.runtime import INTERPRET
 from torch import Tensor
 
-from effnet_fast import reference
-from effnet_fast.testing import assert_accurate
+from effnet_fast.backend import reference
+from effnet_fast.tolerance import assert_accurate
 from effnet_fast.types import Affine, BatchNormGrad, Norm, RunningNorm
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)

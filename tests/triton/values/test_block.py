@@ -9,7 +9,7 @@ from torch import nn
 
 import effnet_fast
 from effnet_fast import dispatch, replay
-from effnet_fast.testing import assert_accurate
+from effnet_fast.tolerance import assert_accurate
 
 efficientnet = pytest.importorskip("torchvision.models.efficientnet")
 DEVICE = "cpu" if INTERPRET else "cuda"
@@ -81,7 +81,7 @@ def test_inference(name: str) -> None:
 
 
 def test_what_ran_was_triton() -> None:
-    from effnet_fast.traffic import count_traffic
+    from effnet_fast.backend.traffic import count_traffic
 
     patched = block("residual").eval()
     effnet_fast.patch(patched)

@@ -14,9 +14,10 @@ from effnet_fast.kernels import (
     pointwise,
     runtime,
     squeeze_excite,
+    tuning,
 )
 
-from effnet_fast import reference, tuning
+from effnet_fast.backend import reference
 from effnet_fast.types import Affine, Norm
 
 

@@ -4,10 +4,10 @@ import json
 
 import pytest
 import torch
-from effnet_fast.kernels import configs
+from effnet_fast.kernels import configs, tuning
 from effnet_fast.kernels.runtime import INTERPRET
 
-from effnet_fast import tuner, tuning
+from effnet_fast.bench import tuner
 from effnet_fast.errors import EffnetFastError
 from effnet_fast.models import config as models
 

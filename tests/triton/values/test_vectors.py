@@ -5,9 +5,10 @@ import torch
 from effnet_fast.kernels import runtime
 from effnet_fast.kernels.runtime import INTERPRET
 
-from effnet_fast import BackendError, dispatch, ops, reference
-from effnet_fast.reference import ACTIVATIONS
-from effnet_fast.testing import assert_accurate
+from effnet_fast import BackendError, dispatch, ops
+from effnet_fast.backend import reference
+from effnet_fast.backend.reference import ACTIVATIONS
+from effnet_fast.tolerance import assert_accurate
 from effnet_fast.types import BatchNormStats, Running
 
 SHAPES = {"24": (3, 24, 9, 8), "17": (2, 17, 5, 3), "1x1 image": (70, 5, 1, 1)}

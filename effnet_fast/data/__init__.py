@@ -1,0 +1,1 @@
+"""Images and names of classes: what a classifier is given and what it answers with."""
