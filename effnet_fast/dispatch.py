@@ -62,6 +62,9 @@ ORDER: dict[str, tuple[str, ...]] = {
     "affine_residual": _DENSE,
 }
 
+#: What some backends have as one call, a whole block in inference; the others run it op by op.
+WHOLE: dict[str, tuple[str, ...]] = {"mbconv_inference": ("cuda", "cpu")}
+
 #: The ops a user's choice must cover. The others are bookkeeping around them: a chosen backend that lacks
 #: one (CUDA C++ has only the stencils) leaves it to the usual order.
 PRIMITIVES = frozenset(op for op in ORDER if op.startswith(("depthwise", "pointwise", "squeeze_excite")))
@@ -79,6 +82,9 @@ class Choice(NamedTuple):
 version = 0
 
 _forced: ContextVar[tuple[str, ...]] = ContextVar("effnet_fast_backend", default=())
+#: op, facts -> function: what :func:`answering` puts in the table's place.
+Answer = Callable[..., Callable[..., Any]]
+_answer: ContextVar[Answer | None] = ContextVar("effnet_fast_answer", default=None)
 _choices: dict[tuple[Any, ...], Choice] = {}
 #: Of :func:`choose_for_modules`: what modules run by themselves. Asking for the op itself is another question.
 _left: dict[tuple[Any, ...], Choice] = {}
@@ -185,6 +191,30 @@ def choose_for_modules(op: str, device: torch.device, dtype: torch.dtype, **fact
     return choice
 
 
+@contextmanager
+def answering(answer: Answer) -> Iterator[None]:
+    """Within the block, blocks and layers take every op from ``answer(op, **facts)``: for those who record or tune them."""
+    token = _answer.set(answer)
+    try:
+        yield
+    finally:
+        _answer.reset(token)
+
+
+def chooser(device: torch.device, dtype: torch.dtype, forced: tuple[str, ...] | None = None) -> Answer:
+    """``run(op, **facts)``: the functions of one block or layer on such tensors, :func:`answering`'s where that is set."""
+    answer = _answer.get()
+    if answer is not None:
+        return answer
+    if forced is None:
+        forced = forced_backends()
+
+    def run(op: str, **facts: Any) -> Callable[..., Any]:
+        return choose(op, device, dtype, forced, **facts).function
+
+    return run
+
+
 def _tell(op: str, device: torch.device, choice: Choice, runs: str) -> None:
     for backend, why in choice.passed_over:
         logger.info("%s on %s: not %s (%s), using %s", op, device, backend, why, runs)
@@ -201,16 +231,21 @@ def _resolve(
     for backend in order:
         ok, reason = _ask(backend, op, device, dtype, facts)
         if ok:
-            function = getattr(importlib.import_module(MODULES[backend][1]), op)
-            return Choice(backend, function, tuple(passed_over))
+            return Choice(backend, _function(backend, op), tuple(passed_over))
         passed_over.append((backend, reason))
     reasons = "; ".join(f"{backend}: {reason}" for backend, reason in passed_over)
     raise BackendError(f"effnet_fast.{op}: no backend can run {dtype} on {device}: {reasons}")
 
 
-def whole_block(op: str, choice: Choice) -> Callable[..., Any] | None:
-    """The function with which the backend of ``choice`` (a depthwise convolution's) runs a whole block, if it has one."""
-    return getattr(importlib.import_module(MODULES[choice.backend][1]), op, None)
+def whole(name: str, choice: Choice) -> Callable[..., Any] | None:
+    """What :data:`WHOLE` has under ``name`` of the backend of ``choice``, which would run its largest part; or ``None``."""
+    if _answer.get() is not None or choice.backend not in WHOLE[name]:
+        return None
+    return _function(choice.backend, name)
+
+
+def _function(backend: str, op: str) -> Callable[..., Any]:
+    return getattr(importlib.import_module(MODULES[backend][1]), op)  # type: ignore[no-any-return]
 
 
 def select(op: str, x: Tensor, **facts: Any) -> Callable[..., Any]:

@@ -1,5 +1,7 @@
 """The choice of a backend: order, reasons, and the user's say."""
 
+import importlib
+import importlib.util
 import logging
 import threading
 
@@ -8,6 +10,7 @@ import torch
 
 import effnet_fast
 from effnet_fast import BackendError, dispatch, ops, use_backend
+from effnet_fast.backend import reference
 
 CPU = torch.device("cpu")
 
@@ -20,8 +23,6 @@ def _fresh_choices():
 
 
 def test_every_op_has_a_reference_with_every_name() -> None:
-    from effnet_fast.backend import reference
-
     for op, order in dispatch.ORDER.items():
         assert order[-1] == "reference" and callable(getattr(reference, op))
 
@@ -115,3 +116,26 @@ def test_a_backward_in_another_thread_keeps_the_forwards_choice(monkeypatch: pyt
 def test_no_name_is_refused() -> None:
     with pytest.raises(BackendError, match="expected at least one backend"), use_backend():
         pass
+
+
+def test_backends_have_as_one_call_what_the_table_says() -> None:
+    for name, having in dispatch.WHOLE.items():
+        for backend, (_, functions) in dispatch.MODULES.items():
+            if backend == "triton" and importlib.util.find_spec("triton") is None:
+                continue
+            has = callable(getattr(importlib.import_module(functions), name, None))
+            assert has == (backend in having), (name, backend)
+
+
+def test_answering_stands_in_for_the_table_within_its_block() -> None:
+    asked = []
+
+    def answer(op: str, **facts: object) -> object:
+        asked.append((op, facts))
+        return getattr(reference, op)
+
+    with dispatch.answering(answer):
+        assert dispatch.chooser(CPU, torch.float32)("affine_pool", size=1) is reference.affine_pool
+    assert asked == [("affine_pool", {"size": 1})]
+    dispatch.chooser(CPU, torch.float32)("affine_pool")
+    assert len(asked) == 1

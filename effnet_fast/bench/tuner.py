@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import dispatch
 from ..errors import EffnetFastError
 from ..kernels import configs, tuning
 from ..models.config import VARIANTS, Stage, scaled_stages
@@ -110,16 +111,12 @@ def _record(stage: Stage, size: int, dtype: torch.dtype, batch: int, device: tor
         return run
 
     x, weights, settings = random_block(stage, size, dtype, batch, device)
-    original = blocks._runner
-    blocks._runner = lambda *_: recording
-    try:
+    with dispatch.answering(recording):
         y, saved = blocks.training_forward(x, weights, settings, None)
         needs = blocks.Needs(True, True, True, True)
         learnt = (weights.expand, weights.depthwise, weights.project)
         blocks.training_backward(y, x, saved, weights, settings, None, needs, learnt)
         blocks.inference(x, weights, settings, None)
-    finally:
-        blocks._runner = original
     return calls
 
 

@@ -7,8 +7,8 @@ pass over ``dy`` and ``z``, ``dz`` from another, and the convolution's gradients
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -38,15 +38,6 @@ class LayerGrads(NamedTuple):
     bn: Tensor  # [2, C]: bias, weight
 
 
-def _runner(x: Tensor) -> Callable[..., Callable[..., Any]]:
-    device, dtype, forced = x.device, x.dtype, dispatch.forced_backends()
-
-    def run(op: str, **facts: Any) -> Callable[..., Any]:
-        return dispatch.choose(op, device, dtype, forced, **facts).function
-
-    return run
-
-
 def dense_nhwc(z: Tensor) -> Tensor:
     """``z`` in channels_last memory with exactly the strides that a fake kernel predicts."""
     _, channels, height, width = z.shape
@@ -57,7 +48,7 @@ def dense_nhwc(z: Tensor) -> Tensor:
 
 def _convolve(x: Tensor, weight: Tensor, layer: Layer, stats: bool) -> tuple[Tensor, Tensor | None]:
     """The raw output and, with ``stats``, its partial statistics."""
-    run = _runner(x)
+    run = dispatch.chooser(x.device, x.dtype)
     if layer.is_pointwise(weight):
         z, _, partials = run("pointwise", stats=stats)(x, weight.flatten(1), stats=stats)
         return z, partials
@@ -75,7 +66,7 @@ def _unambiguous(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
 
 def inference(x: Tensor, weight: Tensor, bn: BatchNorm, layer: Layer) -> Tensor:
     """The layer with running statistics."""
-    run = _runner(x)
+    run = dispatch.chooser(x.device, x.dtype)
     if layer.is_pointwise(weight):
         return run("pointwise", stats=False)(x, weight.flatten(1), affine=bn.running, act=layer.act).y
     z, _ = _convolve(x, weight, layer, stats=False)
@@ -86,7 +77,7 @@ def training_forward(
     x: Tensor, weight: Tensor, bn: BatchNorm, layer: Layer, running: Running | None = None
 ) -> tuple[Tensor, Tensor, BatchNormStats]:
     """``y``, the raw output ``z`` and the statistics; ``running`` is moved in place."""
-    run = _runner(x)
+    run = dispatch.chooser(x.device, x.dtype)
     z, partials = _convolve(x, weight, layer, stats=bn.training)
     if bn.training:
         stats = run("batch_norm_finalize")(
@@ -109,7 +100,7 @@ def training_backward(
     need_dw: bool,
 ) -> LayerGrads:
     """Every gradient of the layer; where ``z`` was not kept it is computed again, by the forward's own call."""
-    run = _runner(x)
+    run = dispatch.chooser(x.device, x.dtype)
     if z is None:
         z, _ = _convolve(x, weight, layer, stats=training)
     n, _, height, width = z.shape

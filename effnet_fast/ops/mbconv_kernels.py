@@ -113,7 +113,7 @@ class Needs(NamedTuple):
 def _runner(x: Tensor, weights: Weights, settings: Settings) -> Callable[[str], Callable[..., Any]]:
     # No image, which only synchronised BatchNorms bring here: the other backends have nothing to launch.
     forced = dispatch.forced_backends() if x.shape[0] else ("reference",)
-    device, dtype = x.device, x.dtype
+    choose = dispatch.chooser(x.device, x.dtype, forced)
     stencil = {"kernel_size": weights.depthwise.shape[-1], "stride": settings.stride}
     excite = {} if weights.w1 is None else {"hidden": weights.w1.shape[0]}
 
@@ -122,7 +122,7 @@ def _runner(x: Tensor, weights: Weights, settings: Settings) -> Callable[[str], 
             facts |= stencil
         elif op.startswith("squeeze_excite"):
             facts |= excite
-        return dispatch.choose(op, device, dtype, forced, **facts).function
+        return choose(op, **facts)
 
     return run
 
@@ -193,7 +193,7 @@ def _whole_block(x: Tensor, weights: Weights, settings: Settings) -> Callable[..
     choice = dispatch.choose(
         "depthwise", x.device, x.dtype, forced, kernel_size=size, stride=settings.stride, stats=False
     )
-    return dispatch.whole_block("mbconv_inference", choice)
+    return dispatch.whole("mbconv_inference", choice)
 
 
 def _gate(

@@ -10,6 +10,7 @@ pytest.importorskip("triton")
 
 from effnet_fast.kernels import launchers
 
+from effnet_fast import dispatch
 from effnet_fast.backend import reference
 from effnet_fast.bench import tuner
 from effnet_fast.models.config import BASE_STAGES
@@ -30,13 +31,14 @@ def exact_float32(monkeypatch):
 
 
 @pytest.fixture
-def on_triton(monkeypatch):
-    monkeypatch.setattr(blocks, "_runner", lambda *_: lambda op, **facts: getattr(launchers, op))
+def on_triton():
+    with dispatch.answering(lambda op, **facts: getattr(launchers, op)):
+        yield
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("stage", BASE_STAGES, ids=lambda s: f"k{s.kernel_size}s{s.stride}-{s.in_channels}")
-def test_blocks_of_b0(stage, dtype, monkeypatch):
+def test_blocks_of_b0(stage, dtype):
     """Training step of every stage's block at batch 16: output and gradients against fp64."""
     x, weights, settings = tuner.random_block(stage, 28, dtype, 16, torch.device("cuda"))
     dy = None
@@ -46,13 +48,13 @@ def test_blocks_of_b0(stage, dtype, monkeypatch):
         (reference, lambda t: t),
         (reference, torch.Tensor.double),
     ):
-        monkeypatch.setattr(blocks, "_runner", lambda *_, f=functions: lambda op, **facts: getattr(f, op))
-        w = _map(weights, cast)
-        y, saved = blocks.training_forward(cast(x), w, settings, None)
-        dy = torch.randn_like(y) if dy is None else dy
-        needs = blocks.Needs(True, True, True, True)
-        learnt = (w.expand, w.depthwise, w.project)
-        grads = blocks.training_backward(cast(dy), cast(x), saved, w, settings, None, needs, learnt)
+        with dispatch.answering(lambda op, f=functions, **facts: getattr(f, op)):
+            w = _map(weights, cast)
+            y, saved = blocks.training_forward(cast(x), w, settings, None)
+            dy = torch.randn_like(y) if dy is None else dy
+            needs = blocks.Needs(True, True, True, True)
+            learnt = (w.expand, w.depthwise, w.project)
+            grads = blocks.training_backward(cast(dy), cast(x), saved, w, settings, None, needs, learnt)
         results.append({"y": y, **{k: v for k, v in grads._asdict().items() if v is not None}})
     actual, baseline, truth = results
     for key in truth:

@@ -13,6 +13,7 @@ from effnet_fast.kernels.launch import intercept
 from effnet_fast.kernels.runtime import INTERPRET
 from triton_offline.compiler import Launch, first_stage
 
+from effnet_fast import dispatch
 from effnet_fast.bench import tuner
 from effnet_fast.models.config import Stage
 from effnet_fast.ops import mbconv_kernels as blocks
@@ -44,10 +45,10 @@ def block_launches(batch: int, size: int, stage: Stage) -> list[Launch]:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_arguments_of_one(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(blocks, "_runner", lambda *_: lambda op, **facts: getattr(launchers, op))
+def test_arguments_of_one(case: str) -> None:
     batch, size, stage = CASES[case]
-    launches = block_launches(batch, size, stage)
+    with dispatch.answering(lambda op, **facts: getattr(launchers, op)):
+        launches = block_launches(batch, size, stage)
     assert any(type(value) is int and value == 1 for launch in launches for value in launch.arguments)
     for launch in launches:
         assert "tt.func public" in first_stage(launch, 90), launch.name

@@ -13,6 +13,7 @@ pytest.importorskip("triton")
 from effnet_fast.kernels import configs, launchers, tuning
 from effnet_fast.kernels.launch import intercept
 
+from effnet_fast import dispatch
 from effnet_fast.backend.traffic import count_traffic
 from effnet_fast.bench import blocks as roofline_blocks
 from effnet_fast.bench import roofline, tuner
@@ -33,9 +34,8 @@ def stages():
 
 
 @pytest.fixture(autouse=True)
-def _triton_on_meta(monkeypatch):
-    monkeypatch.setattr(blocks, "_runner", lambda *_: lambda op, **facts: getattr(launchers, op))
-    with intercept(lambda *launch: None):
+def _triton_on_meta():
+    with dispatch.answering(lambda op, **facts: getattr(launchers, op)), intercept(lambda *launch: None):
         yield
 
 

@@ -14,6 +14,7 @@ import torch
 from effnet_fast.kernels import launchers, tuning
 from effnet_fast.kernels.launch import intercept
 
+from effnet_fast import dispatch
 from effnet_fast.bench import tuner
 from effnet_fast.models.config import VARIANTS, Stage, scaled_stages
 from effnet_fast.ops import conv_bn_act_kernels as layers
@@ -76,13 +77,9 @@ def network(
 
 def _named(where: str, run: Callable[[], None]) -> Iterator[tuple[str, Launch]]:
     caught: list[Launch] = []
-    before = blocks._runner, layers._runner
-    blocks._runner = layers._runner = lambda *_: lambda op, **facts: getattr(launchers, op)  # type: ignore[assignment]
-    try:
-        with intercept(lambda *launch: caught.append(Launch(*launch))):
-            run()
-    finally:
-        blocks._runner, layers._runner = before
+    functions = dispatch.answering(lambda op, **facts: getattr(launchers, op))
+    with functions, intercept(lambda *launch: caught.append(Launch(*launch))):
+        run()
     for launch in caught:
         # A GPU's own setting for convolutions in fp32; meta tensors know of none.
         if launch.meta.get("PRECISION") == "ieee" and launch.arguments[0].dtype == torch.float32:
