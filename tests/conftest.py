@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -48,6 +49,16 @@ def seed() -> int:
     else:
         numpy.random.seed(SEED)  # noqa: NPY002 (the global generator is what libraries draw from)
     return SEED
+
+
+@pytest.fixture(autouse=True)
+def no_image_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests' images would be left to PyTorch's modules, but what is tested is the package; test_small_images.py overrides this."""
+    # Not imported here, as above.
+    small_images = sys.modules.get("effnet_fast.nn.small_images")
+    if small_images is not None:
+        monkeypatch.setattr(small_images, "SMALL_BLOCK", 0)
+        monkeypatch.setattr(small_images, "SMALL_LAYER", 0)
 
 
 @pytest.fixture(params=ISAS)

@@ -15,7 +15,7 @@ import effnet_fast
 import effnet_fast.ops.flops  # registers the formulas
 from effnet_fast import ops
 from effnet_fast.backend import native
-from effnet_fast.nn import fused, small_images
+from effnet_fast.nn import fused
 
 
 class Counter(TorchDispatchMode):
@@ -54,9 +54,7 @@ def by_hand(block: nn.Module, x: torch.Tensor, gradients: bool) -> int:
 @pytest.mark.parametrize(
     "name", ["torchvision", "torchvision-no-expand", "torchvision-stride2", "lite-residual"]
 )
-def test_blocks(name: str, recompute: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(small_images, "SMALL_BLOCK", 0)
-    monkeypatch.setattr(small_images, "SMALL_LAYER", 0)
+def test_blocks(name: str, recompute: bool) -> None:
     block = BLOCKS[name]().eval()
     patched = effnet_fast.patch(copy.deepcopy(block), recompute_expand=recompute)
     x = torch.randn(2, 8, 11, 9)
