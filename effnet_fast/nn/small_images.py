@@ -29,7 +29,8 @@ def _most_values(parts: MBConvParts | ConvLayerParts) -> int:
     conv, layer = layers_of(parts)[0].conv, isinstance(parts, ConvLayerParts)
     outputs = conv.out_channels if layer else parts.depthwise.conv.in_channels  # type: ignore[union-attr]
     small = SMALL_LAYER if layer else SMALL_BLOCK
-    return small * conv.in_channels // max(conv.in_channels, outputs)
+    # Attributes are whatever somebody has written there, 0 included.
+    return small * conv.in_channels // max(conv.in_channels, outputs, 1)
 
 
 def _counts_once() -> bool:
