@@ -108,9 +108,9 @@ test: build lint
 test-min:
 	$(MAKE) --no-print-directory VENV=.venv-min DEV='-e ".[build,nvcc]" -r tests/requirements-min.txt' test-core
 
-CORE := $(addprefix tests/,fake_cuda test_compiled.py test_conv_layer.py test_cuda_backend.py test_dispatch.py test_exact.py \
-  test_fused_models.py test_mbconv_module.py test_model_usage.py test_ops.py test_patching.py test_patching_life.py \
-  test_reference.py test_training.py triton)
+CORE := $(addprefix tests/,fake_cuda test_compiled.py test_conv_bn_act.py test_conv_layer.py test_conv_layer_patching.py \
+  test_cuda_backend.py test_dispatch.py test_exact.py test_fused_models.py test_mbconv_module.py test_model_usage.py test_ops.py \
+  test_patching.py test_patching_life.py test_reference.py test_training.py triton)
 test-core: build
 	$(BIN)/python -m pytest $(CORE)
 

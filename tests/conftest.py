@@ -88,6 +88,15 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
         yield request.param
 
 
+@pytest.fixture
+def reference() -> Iterator[None]:
+    """Runs a test on PyTorch's operations."""
+    from effnet_fast import use_backend
+
+    with use_backend("reference"):
+        yield
+
+
 def _poisoned(allocate: Callable[..., Any]) -> Callable[..., Any]:
     def allocate_nan(*args: Any, **kwargs: Any) -> Any:
         out = allocate(*args, **kwargs)

@@ -1,58 +1,21 @@
-"""Convolution, BatchNorm and activation outside the blocks (stem, head) as one op, and patched into models."""
+"""Convolution, BatchNorm and activation outside the blocks as one op in patched models: values, as the stock layer's."""
 
 import copy
-import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
+from conv_layers import LAYERS, pair
 from patched_blocks import assert_same, shake_batch_norms, torchvision_efficientnet
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import effnet_fast
-from effnet_fast import EffnetFastError, use_backend
+from effnet_fast import use_backend
 from effnet_fast.backend import native
 from effnet_fast.nn import fused_layer
-from effnet_fast.nn.mbconv import ConvNormAct
-from effnet_fast.ops import BatchNorm, conv_bn_act
 from effnet_fast.ops.conv_bn_act import run_conv_bn_act
 from effnet_fast.tolerance import assert_accurate, error
-
-LAYERS: dict[str, Callable[[], nn.Module]] = {
-    "stem": lambda: ConvNormAct(8, 16, 3, stride=2),
-    "head": lambda: ConvNormAct(8, 24, 1),
-    "narrowing": lambda: ConvNormAct(8, 5, 1, activation="none"),
-    "relu6": lambda: ConvNormAct(8, 12, 5, activation="relu6"),
-    "one-channel": lambda: ConvNormAct(8, 1, 3),
-}
-
-
-@pytest.fixture
-def reference() -> Iterator[None]:
-    with use_backend("reference"):
-        yield
-
-
-class Network(nn.Module):
-    """A layer beside a block: alone it would not be patched."""
-
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        self.block = effnet_fast.nn.MBConv(
-            8, 8, expand_ratio=2, kernel_size=3, stride=1, squeeze_channels=2, stochastic_depth_prob=0.3
-        )
-        self.layer = layer
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.layer(self.block(x))
-
-
-def pair(
-    name: str, dtype: torch.dtype = torch.float64, **options
-) -> tuple[nn.Module, nn.Module, torch.Tensor]:
-    stock = shake_batch_norms(Network(LAYERS[name]())).to(dtype)
-    return stock, effnet_fast.patch(copy.deepcopy(stock), **options), torch.randn(3, 8, 11, 10, dtype=dtype)
 
 
 @pytest.mark.parametrize("recompute", [False, True], ids=["keep", "recompute"])
@@ -102,48 +65,6 @@ def test_partly_frozen(how: str, reference: None) -> None:
             torch.testing.assert_close(q, p)
 
 
-REFUSED: dict[str, tuple[Callable[[nn.Module], object], str]] = {
-    "hook": (
-        lambda m: m.layer[1].register_forward_hook(lambda *_: None),
-        "a hook is registered on its Batch",
-    ),
-    "sync": (
-        lambda m: m.layer.__setitem__(1, nn.SyncBatchNorm.convert_sync_batchnorm(m.layer[1])),
-        "SyncBatchNorm",
-    ),
-    "bias": (
-        lambda m: m.layer.__setitem__(0, nn.Conv2d(8, 16, 3, 2, 1)),
-        "the layer's convolution has a bias",
-    ),
-    "groups": (
-        lambda m: m.layer.__setitem__(0, nn.Conv2d(8, 16, 3, 2, 1, groups=2, bias=False)),
-        "has groups",
-    ),
-    "padding": (
-        lambda m: m.layer.__setitem__(0, nn.Conv2d(8, 16, 3, padding="same", bias=False)),
-        "padding='same'",
-    ),
-    "activation": (lambda m: m.layer.__setitem__(2, nn.GELU()), "activation GELU"),
-    "extra": (lambda m: m.layer.append(nn.Identity()), "is not convolution, normalization, activation"),
-}
-
-
-@pytest.mark.parametrize("how", REFUSED)
-def test_what_the_op_does_not_know_runs_eager_and_says_why(how: str, reference: None) -> None:
-    change, reason = REFUSED[how]
-    stock, patched, _ = pair("stem", torch.float32)
-    x = torch.randn(2, 8, 9, 9)
-    for model in (stock, patched):
-        change(model)
-        model.eval()
-    patched.load_state_dict(stock.state_dict())
-    row = effnet_fast.report(patched).rows[1]
-    assert (row.name, row.kind, row.state) == ("layer", "ConvNormAct", "eager") and reason in row.reason, row
-    torch.testing.assert_close(patched(x), stock(x))
-    with pytest.raises(EffnetFastError, match="layer cannot run fused"):
-        effnet_fast.patch(copy.deepcopy(stock), strict=True)
-
-
 @pytest.mark.parametrize("shape", [(0, 8, 9, 9), (1, 8, 1, 1), (2, 8, 0, 5), (2, 7, 9, 9), (8, 9, 9)])
 def test_inputs_for_torch_behave_as_torch(shape: tuple[int, ...], reference: None) -> None:
     def outcome(layer: nn.Module) -> object:
@@ -157,23 +78,6 @@ def test_inputs_for_torch_behave_as_torch(shape: tuple[int, ...], reference: Non
         assert outcome(stock.layer) == outcome(patched.layer)
 
 
-def test_only_outside_blocks_and_only_beside_them(reference: None) -> None:
-    layer = ConvNormAct(3, 4, 3)
-    assert effnet_fast.report(effnet_fast.patch(nn.Sequential(layer))).rows == []
-    model = torchvision_efficientnet.efficientnet_b0(num_classes=3)
-    kinds = [type(m) for m in model.modules()]
-    keys = list(model.state_dict())
-    effnet_fast.patch(model, recompute_expand=True)
-    rows = effnet_fast.report(model).rows
-    assert [row.kind for row in rows] == ["Conv2dNormActivation", *["MBConv"] * 16, "Conv2dNormActivation"]
-    assert (rows[0].name, rows[-1].name) == ("features.0", "features.8")
-    assert list(model.state_dict()) == keys
-    assert isinstance(model.features[0], torchvision_efficientnet.Conv2dNormActivation)
-    effnet_fast.unpatch(model)
-    assert [type(m) for m in model.modules()] == kinds
-    assert not any("_effnet_fast_recompute_expand" in m.__dict__ for m in model.modules())
-
-
 def test_efficientnet_v2_with_its_dense_layers(reference: None) -> None:
     """FusedMBConv is not a block of ours, its convolution layers are layers."""
     torch.manual_seed(0)
@@ -184,36 +88,6 @@ def test_efficientnet_v2_with_its_dense_layers(reference: None) -> None:
     patched = effnet_fast.patch(copy.deepcopy(stock))
     assert effnet_fast.report(patched).fused == 3
     assert_same(stock, patched, torch.randn(2, 8, 12, 12, dtype=torch.float64))
-
-
-@pytest.mark.parametrize("copier", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
-def test_copies_keep_the_patch_and_the_setting(
-    copier: Callable[[nn.Module], nn.Module], reference: None
-) -> None:
-    _, patched, x = pair("stem", recompute_expand=True)
-    twin = copier(patched)
-    assert type(twin.layer) is type(patched.layer) and repr(twin) == repr(patched)
-    assert all(part.__dict__["_effnet_fast_recompute_expand"] for part in (twin.layer, twin.block))
-    torch.manual_seed(1)
-    expected = patched(x)
-    torch.manual_seed(1)
-    torch.testing.assert_close(twin(x), expected)
-
-
-def test_setting_is_changed_only_when_said(reference: None) -> None:
-    def settings(model: nn.Module) -> list[bool]:
-        return [getattr(m, "_effnet_fast_recompute_expand", False) for m in (model.block, model.layer)]
-
-    _, model, _ = pair("head")
-    assert settings(model) == [False, False]
-    assert settings(effnet_fast.patch(model, recompute_expand=True, filter_fn=lambda m, n: n == "layer")) == [
-        False,
-        True,
-    ]
-    assert settings(effnet_fast.patch(model)) == [False, True]
-    assert settings(effnet_fast.patch(model, recompute_expand=False)) == [False, False]
-    with pytest.raises(EffnetFastError, match="recompute_expand: expected True, False or None, got 'yes'"):
-        effnet_fast.patch(model, recompute_expand="yes")
 
 
 @pytest.mark.parametrize(
@@ -316,72 +190,3 @@ def test_checkpointing_moves_statistics_once(reentrant: bool, reference: None) -
         torch.testing.assert_close(q.grad, p.grad)
     for p, q in zip(twin.buffers(), patched.buffers(), strict=True):
         torch.testing.assert_close(q, p)
-
-
-def norm(c: int, training: bool = True) -> BatchNorm:
-    return BatchNorm(torch.ones(c), torch.zeros(c), None, None, 1e-5, training)
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_weights_in_any_order(dtype: torch.dtype, reference: None) -> None:
-    """Beside channels_last images PyTorch's own backward refuses some of them in fp64."""
-    torch.manual_seed(0)
-    x, dense = torch.randn(2, 3, 4, 5, dtype=dtype), torch.randn(1, 3, 1, 2, dtype=dtype)
-    bn = BatchNorm(None, None, torch.zeros(1, dtype=dtype), torch.ones(1, dtype=dtype), 1e-5, False)
-    grads = []
-    for weight in (dense, dense.permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0)):
-        weight = weight.detach().requires_grad_()
-        y = conv_bn_act(x, weight, bn, act="silu").y
-        grads.append(torch.autograd.grad(y.square().sum(), weight)[0])
-    torch.testing.assert_close(*grads)
-
-
-BAD: dict[str, tuple[Callable[[torch.Tensor], object], str]] = {
-    "x": (lambda x: conv_bn_act(x[0], torch.randn(4, 3, 3, 3), norm(4)), "conv_bn_act: x: expected"),
-    "rank": (lambda x: conv_bn_act(x, torch.randn(4, 3), norm(4)), r"weight: expected \[C, Cin, kh, kw\]"),
-    "channels": (
-        lambda x: conv_bn_act(x, torch.randn(4, 2, 1, 1), norm(4)),
-        r"weight: expected .*\(4, 3, 1, 1\)",
-    ),
-    "vector": (lambda x: conv_bn_act(x, torch.randn(4, 3, 1, 1), norm(5)), "bn.weight: expected"),
-    "statistics": (lambda x: conv_bn_act(x, torch.randn(4, 3, 1, 1), norm(4, False)), "bn.mean: expected"),
-    "stride": (
-        lambda x: conv_bn_act(x, torch.randn(4, 3, 1, 1), norm(4), stride=0),
-        "stride: expected an int >= 1",
-    ),
-    "padding": (
-        lambda x: conv_bn_act(x, torch.randn(4, 3, 1, 1), norm(4), padding=(1, 2, 3)),
-        "padding: expected an int >= 0",
-    ),
-    "act": (lambda x: conv_bn_act(x, torch.randn(4, 3, 1, 1), norm(4), act="gelu"), "act: expected one of"),
-    "small": (
-        lambda x: conv_bn_act(x, torch.randn(4, 3, 9, 9), norm(4)),
-        "x: expected an image large enough",
-    ),
-}
-
-
-@pytest.mark.parametrize("how", BAD)
-def test_bad_input_is_named(how: str, reference: None) -> None:
-    call, message = BAD[how]
-    with pytest.raises(EffnetFastError, match=message):
-        call(torch.randn(2, 3, 6, 6))
-
-
-def test_the_op_alone(reference: None) -> None:
-    """Training, frozen statistics and inference agree with PyTorch's functions."""
-    x = torch.randn(2, 3, 8, 9, dtype=torch.float64, requires_grad=True)
-    weight = torch.randn(5, 3, 3, 3, dtype=torch.float64, requires_grad=True)
-    mean, var = torch.randn(5).double(), torch.rand(5).double() + 0.5
-    for training, options in ((True, {}), (False, {}), (False, {"inference": True})):
-        bn = BatchNorm(None, None, mean, var, 1e-3, training)
-        out = conv_bn_act(x, weight, bn, stride=(2, 1), padding=(0, 1), act="hardswish", **options)
-        z = nn.functional.conv2d(x, weight, None, (2, 1), (0, 1))
-        y = nn.functional.hardswish(nn.functional.batch_norm(z, mean.clone(), var.clone(), None, None, training, 0.1, 1e-3))  # fmt: skip
-        torch.testing.assert_close(out.y, y)
-        if not options:
-            assert out.stats is not None
-            for a, b in zip(
-                *(torch.autograd.grad(v.square().sum(), (x, weight)) for v in (out.y, y)), strict=True
-            ):
-                torch.testing.assert_close(a, b)
