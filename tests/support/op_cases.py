@@ -185,7 +185,7 @@ def judge(backend: str, inputs: Inputs, op: Run, composed: Run, acts: Sequence[s
         truth = gradients(composed, truth_leaves, dy64)
     baselines = [(gradients(composed, _again(inputs.leaves, lambda t: t), dy), truth)]
     for sign in (1.0, -1.0):
-        baselines.append((gradients(composed, _again(inputs.leaves, _displaced(dtype, sign)), dy64), truth))
+        baselines.append((gradients(composed, _again(inputs.leaves, displaced(dtype, sign)), dy64), truth))
     # Small integers are there to be computed without a rounding.
     for roundings in () if memory.exact else NEIGHBOURS:
         near = [None if t is None else _near(t, dtype, roundings) for t in inputs.leaves]
@@ -212,10 +212,10 @@ def judge(backend: str, inputs: Inputs, op: Run, composed: Run, acts: Sequence[s
 
 def _near(t: Tensor, dtype: torch.dtype, roundings: float) -> Tensor:
     """``t`` in its own dtype, moved by up to so many roundings of the computation's."""
-    return _displaced(dtype, roundings)(t.detach()).to(t.dtype).requires_grad_(t.requires_grad)
+    return displaced(dtype, roundings)(t.detach()).to(t.dtype).requires_grad_(t.requires_grad)
 
 
-def _displaced(dtype: torch.dtype, sign: float) -> Callable[[Tensor], Tensor]:
+def displaced(dtype: torch.dtype, sign: float) -> Callable[[Tensor], Tensor]:
     def displace(t: Tensor) -> Tensor:
         # A pattern, not a constant factor, which sums would not notice; of a single element too.
         pattern = torch.arange(t.numel(), dtype=torch.float64).mul(1.7).add(0.7).sin().reshape(t.shape)
