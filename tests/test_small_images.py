@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import warnings
 
 import pytest
 import torch
@@ -149,3 +150,13 @@ def test_what_makes_images_worth_it_again_is_seen(change: str, monkeypatch: pyte
             x = torch.randn(2, 8, 96, 96)
         block(x)
     assert asked == [block]
+
+
+def test_tracing_warns_of_no_decision() -> None:
+    block = effnet_fast.patch(torchvision_block(p=0.0)).eval()
+    x = torch.randn(1, 8, 6, 6)
+    # Once, so that what is known of the block is there.
+    block(x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", torch.jit.TracerWarning)
+        torch.jit.trace(block, x, check_trace=False)

@@ -201,7 +201,8 @@ def _run(parts: MBConvParts | ConvLayerParts, x: Tensor) -> Tensor:
 
 def _surely_small(block: nn.Module, x: Tensor) -> bool:
     """Whether that much can be said without a look at the block."""
-    if torch.compiler.is_compiling():
+    # While a program is traced sizes are tensors, of which a decision would be written down.
+    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
         return False
     known = block.__dict__.get(ATTRIBUTE)
     return known is not None and known.smallness is not None and known.smallness.is_sure(x, block.training)
@@ -232,17 +233,17 @@ class FusedBlock(nn.Module):
             y = self._decide(x)
         return y
 
-    def _decide(self, x: Tensor) -> Tensor:
+    def _decide(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if _surely_small(self, x):
             x = small_images.as_modules_like_it(x)
         elif not observed(x):
             try:
-                return _run(read_parts(self), x)
+                return _run(read_parts(self, *args, **kwargs), x)
             except small_images.SmallImagesError:
                 x = small_images.as_modules_like_it(x)
             except UnsupportedBlockError:
                 pass
-        return super().forward(x)
+        return super().forward(x, *args, **kwargs)
 
     _stock_forward = _StockForward()
 
@@ -274,16 +275,7 @@ class FusedBlockWithArguments(FusedBlock):
 
     # A class of its own, because torch.fx cannot trace through *args of a root module.
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if _surely_small(self, x):
-            x = small_images.as_modules_like_it(x)
-        elif not observed(x):
-            try:
-                return _run(read_parts(self, *args, **kwargs), x)
-            except small_images.SmallImagesError:
-                x = small_images.as_modules_like_it(x)
-            except UnsupportedBlockError:
-                pass
-        return super(FusedBlock, self).forward(x, *args, **kwargs)
+        return self._decide(x, *args, **kwargs)
 
 
 def fused_class(block_class: type[nn.Module]) -> type[nn.Module]:
