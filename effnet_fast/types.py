@@ -7,6 +7,7 @@ All vectors are fp32 (fp64 when the tensors are fp64) and contiguous, but those 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -170,6 +171,14 @@ class SqueezeExciteGrad(NamedTuple):
     db1: Tensor | None  # [R]
     dw2: Tensor  # [C, R]
     db2: Tensor | None  # [C]
+
+    @staticmethod
+    def of(
+        dpooled: Tensor, gradients: Sequence[Tensor], weights: Sequence[Tensor | None]
+    ) -> SqueezeExciteGrad:
+        """Of ``gradients`` in any dtype, w1's, b1's, w2's and b2's; one that has no weight is left out."""
+        pairs = zip(gradients, weights, strict=True)
+        return SqueezeExciteGrad(dpooled, *(None if w is None else g.to(w.dtype) for g, w in pairs))  # type: ignore[arg-type]
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -58,8 +58,8 @@ def squeeze_excite_backward(
     parts = dgate.shape[1] if dgate.dim() == 3 else 1
     hidden = w1.shape[0]
     dpooled = torch.empty_like(pooled)
-    dw1, db1, dw2, db2 = (None if t is None else t.new_empty(t.shape) for t in (w1, b1, w2, b2))
-    assert dw1 is not None and dw2 is not None
+    dw1, dw2 = (t.new_empty(t.shape) for t in (w1, w2))
+    db1, db2 = (None if t is None else t.new_empty(t.shape) for t in (b1, b2))
     dn2 = vector_like(pooled, n, channels)
     dn1, h = vector_like(pooled, n, hidden), vector_like(pooled, n, hidden)
     if n > 0:

@@ -85,8 +85,7 @@ class Saved(NamedTuple):
 
 
 class Grads(NamedTuple):
-    """Gradients, each in the dtype of what it is of, ``None`` where there
-    is nothing or nothing was asked."""
+    """Gradients, each in the dtype of what it is of; ``None`` where there is nothing or nothing was asked."""
 
     dx: Tensor | None
     expand: Tensor | None

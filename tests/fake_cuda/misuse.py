@@ -22,7 +22,7 @@ def synchronize_in_capture() -> None:
 
 
 def zeros_and_a_copy() -> tuple[int, list[int]]:
-    """Kilobytes that eight gigabytes of zeros and a copy of them take here, and what is then read of ones among them."""
+    """Kilobytes that four gigabytes of zeros and a copy of them take here, and what is then read of ones among them."""
     before = _resident_kilobytes()
     x = torch.zeros(4 << 30, dtype=torch.int8, device="cuda")
     x[12345:12348].copy_(torch.ones(3, dtype=torch.int8))

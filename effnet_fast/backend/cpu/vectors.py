@@ -96,14 +96,8 @@ def squeeze_excite_backward(
 ) -> SqueezeExciteGrad:
     """As :func:`effnet_fast.backend.reference.squeeze_excite_backward`; ``pooled`` fp32, weights fp32 or bf16."""
     bias1, bias2 = (None if b is None else b.to(pooled.dtype) for b in (b1, b2))
-    dpooled, dw1, db1, dw2, db2 = kernels().squeeze_excite_backward(
+    dpooled, *gradients = kernels().squeeze_excite_backward(
         dgate, pooled, w1, bias1, w2.to(w1.dtype), bias2, NUMBER[act], NUMBER[gate_act]
     )
     dpooled = dpooled if area == 1 else dpooled.div_(area)
-    return SqueezeExciteGrad(
-        dpooled,
-        dw1.to(w1.dtype),
-        None if b1 is None else db1.to(b1.dtype),
-        dw2.to(w2.dtype),
-        None if b2 is None else db2.to(b2.dtype),
-    )
+    return SqueezeExciteGrad.of(dpooled, gradients, (w1, b1, w2, b2))

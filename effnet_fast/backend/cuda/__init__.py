@@ -204,16 +204,10 @@ def squeeze_excite_backward(
     area: int = 1,
 ) -> SqueezeExciteGrad:
     """As :func:`effnet_fast.backend.reference.squeeze_excite_backward`, the whole batch in one cooperative launch."""
-    dpooled, dw1, db1, dw2, db2 = _kernels().squeeze_excite_backward(
+    dpooled, *gradients = _kernels().squeeze_excite_backward(
         *(dgate, pooled, w1, _like(b1, w1), w2, _like(b2, w1)), _NUMBER[act], _NUMBER[gate_act], area
     )
-    return SqueezeExciteGrad(
-        dpooled,
-        dw1,
-        None if b1 is None else db1.to(b1.dtype),
-        dw2.to(w2.dtype),
-        None if b2 is None else db2.to(b2.dtype),
-    )
+    return SqueezeExciteGrad.of(dpooled, gradients, (w1, b1, w2, b2))
 
 
 def _like(bias: Tensor | None, weight: Tensor) -> Tensor | None:

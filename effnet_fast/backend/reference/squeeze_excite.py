@@ -59,13 +59,8 @@ def squeeze_excite_backward(
     n2 = _linear(hidden, w2, b2)
     dn2 = dgate * activation_grad(n2, gate_act)
     dn1 = (dn2 @ w2.to(dn2.dtype)) * activation_grad(n1, act)
-    return SqueezeExciteGrad(
-        dpooled=dn1 @ w1.to(dn1.dtype) / area,
-        dw1=(dn1.t() @ pooled).to(w1.dtype),
-        db1=None if b1 is None else dn1.sum(0).to(b1.dtype),
-        dw2=(dn2.t() @ hidden).to(w2.dtype),
-        db2=None if b2 is None else dn2.sum(0).to(b2.dtype),
-    )
+    gradients = (dn1.t() @ pooled, dn1.sum(0), dn2.t() @ hidden, dn2.sum(0))
+    return SqueezeExciteGrad.of(dn1 @ w1.to(dn1.dtype) / area, gradients, (w1, b1, w2, b2))
 
 
 def gate_batch_norm_sums(sums: Tensor, gate: Tensor | None, pool_grad: Tensor | None) -> Tensor:
