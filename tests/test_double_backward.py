@@ -30,8 +30,12 @@ def penalty(model: nn.Module, x: Tensor) -> list[Tensor]:
     return [*(g.detach() for g in first), *(g for g in second if g is not None)]
 
 
+#: PyTorch does not differentiate the derivative of its hard sigmoid, which is these blocks' gate.
+ONCE = ("mobilenet_v3", "mobilenet_v3-stride2")
+
+
 @pytest.mark.parametrize("mode", ["train", "eval"])
-@pytest.mark.parametrize("name", BLOCKS)
+@pytest.mark.parametrize("name", [name for name in BLOCKS if name not in ONCE])
 def test_blocks_in_fp64(name: str, mode: str) -> None:
     stock = BLOCKS[name]().double().train(mode == "train")
     patched = effnet_fast.patch(copy.deepcopy(stock))

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from patched_blocks import BLOCKS, assert_same, pair
+from patched_blocks import BLOCKS, assert_same, pair, tolerance_of
 from torch import nn
 
 import effnet_fast
@@ -48,7 +48,7 @@ def test_recomputing_blocks_are_the_stock_blocks(name: str) -> None:
     stock, patched, x = pair(name)
     effnet_fast.patch(patched, recompute_expand=True)
     assert effnet_fast.report(patched).fused == 1
-    assert_same(stock, patched, x)
+    assert_same(stock, patched, x, tolerance=tolerance_of(name))
 
 
 def test_recomputing_keeps_no_expansion() -> None:

@@ -65,6 +65,14 @@ KNOWN: dict[str, Known] = {
     ),
     "torchvision.models.efficientnet.MBConv": Known(),
     "torchvision.models.efficientnet.EfficientNet": Known(("_forward_impl",)),
+    "torchvision.models.mobilenetv2.InvertedResidual": Known(),
+    "torchvision.models.mobilenetv2.MobileNetV2": Known(
+        ("_forward_impl",), (("torch.nn.functional", "adaptive_avg_pool2d"),)
+    ),
+    "torchvision.models.mobilenetv3.InvertedResidual": Known(),
+    "torchvision.models.mobilenetv3.MobileNetV3": Known(("_forward_impl",)),
+    "torchvision.models.mnasnet._InvertedResidual": Known(),
+    "torchvision.models.mnasnet.MNASNet": Known(),
     "effnet_fast.nn.mbconv.ConvNormAct": Known(("__iter__",)),
     "effnet_fast.nn.mbconv.SqueezeExcitation": Known(),
     "effnet_fast.nn.mbconv.StochasticDepth": Known((), (("effnet_fast.nn.mbconv", "stochastic_depth"),)),

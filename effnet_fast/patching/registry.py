@@ -29,6 +29,9 @@ Adapter = Callable[..., "MBConvParts | ConvLayerParts"]
 _KNOWN = {
     ("effnet_fast.nn.mbconv", "MBConv"): "effnet_fast.patching.torchvision",
     ("torchvision.models.efficientnet", "MBConv"): "effnet_fast.patching.torchvision",
+    ("torchvision.models.mobilenetv2", "InvertedResidual"): "effnet_fast.patching.torchvision",
+    ("torchvision.models.mobilenetv3", "InvertedResidual"): "effnet_fast.patching.torchvision",
+    ("torchvision.models.mnasnet", "_InvertedResidual"): "effnet_fast.patching.torchvision",
     ("efficientnet_pytorch.model", "MBConvBlock"): "effnet_fast.patching.efficientnet_pytorch",
     ("timm.models._efficientnet_blocks", "InvertedResidual"): "effnet_fast.patching.timm",
     ("timm.models._efficientnet_blocks", "DepthwiseSeparableConv"): "effnet_fast.patching.timm",

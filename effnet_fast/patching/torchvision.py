@@ -1,6 +1,8 @@
-"""torchvision's ``MBConv``, and our own, which has the same structure."""
+"""torchvision's ``MBConv``, our own, which has the same structure, and the blocks of its MobileNets and MNASNet."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -29,29 +31,68 @@ _STOCHASTIC_DEPTHS = (
 )
 
 
+#: Class -> where it keeps its layers, and whether it adds its input.
+_BLOCKS = {
+    "effnet_fast.nn.mbconv.MBConv": ("block", "use_res_connect"),
+    "torchvision.models.efficientnet.MBConv": ("block", "use_res_connect"),
+    "torchvision.models.mobilenetv2.InvertedResidual": ("conv", "use_res_connect"),
+    "torchvision.models.mobilenetv3.InvertedResidual": ("block", "use_res_connect"),
+    "torchvision.models.mnasnet._InvertedResidual": ("layers", "apply_residual"),
+}
+_WITH_STOCHASTIC_DEPTH = ("torchvision.models.efficientnet.MBConv", "effnet_fast.nn.mbconv.MBConv")
+
+
 def parts(block: nn.Module) -> MBConvParts:
-    """``block.block`` = [expand] depthwise [squeeze-and-excitation] project, then stochastic depth."""
-    if type(block.block) is not nn.Sequential:
-        raise UnsupportedBlockError(f"its layers are in a {type(block.block).__name__}, not in nn.Sequential")
-    layers = list(children(block.block))
-    if not 2 <= len(layers) <= 4:
-        raise UnsupportedBlockError(f"it has {len(layers)} layers where 2 to 4 are known")
-    project = conv_bn(layers.pop())
-    squeeze_excite = _squeeze_excite(layers.pop()) if _is_squeeze_excite(layers[-1]) else None
-    if not 1 <= len(layers) <= 2:
+    """[expand] depthwise [squeeze-and-excitation] project, then stochastic depth where the class has it."""
+    place, adds_input = _BLOCKS[name_of(block)]
+    layers, residual = getattr(block, place), bool(getattr(block, adds_input))
+    if type(layers) is not nn.Sequential:
+        raise UnsupportedBlockError(f"its layers are in a {type(layers).__name__}, not in nn.Sequential")
+    found = mbconv(in_rows(children(layers)), residual)
+    if residual and name_of(block) in _WITH_STOCHASTIC_DEPTH:
+        found = found._replace(row_scale=_row_scale(block.stochastic_depth))
+    return found
+
+
+def mbconv(rows: list[ConvBN | SqueezeExcite], residual: bool) -> MBConvParts:
+    """The block that these layers are, in the order they run."""
+    convs = [row for row in rows if isinstance(row, ConvBN)]
+    excites = [row for row in rows if isinstance(row, SqueezeExcite)]
+    if not 2 <= len(convs) <= 3 or rows != [*convs[:-1], *excites[:1], convs[-1]]:
         raise UnsupportedBlockError(
-            f"its {len(block.block)} layers are not expand, depthwise, squeeze-and-excite, project"
+            f"its {len(rows)} layers are not expand, depthwise, squeeze-and-excite, project"
         )
-    depthwise = conv_bn(layers.pop())
+    *expand, depthwise, project = convs
     return MBConvParts(
         depthwise,
         project,
-        expand=conv_bn(layers.pop()) if layers else None,
-        squeeze_excite=squeeze_excite,
-        residual=bool(block.use_res_connect),
+        expand=expand[0] if expand else None,
+        squeeze_excite=excites[0] if excites else None,
+        residual=residual,
         padding=conv_padding(depthwise.conv),
-        row_scale=_row_scale(block.stochastic_depth) if block.use_res_connect else None,
     )
+
+
+def in_rows(layers: Iterable[nn.Module]) -> list[ConvBN | SqueezeExcite]:
+    """Modules as they run -> convolutions with what follows each, which may stand in a ``Conv2dNormActivation``."""
+    found: list[ConvBN | SqueezeExcite] = []
+    rest = list(layers)
+    while rest:
+        layer = rest.pop(0)
+        if name_of(layer) in _LAYERS:
+            found.append(conv_bn(layer))
+        elif name_of(layer) in _SQUEEZE_EXCITES:
+            found.append(_squeeze_excite(layer))
+        else:
+            row = [layer]
+            while rest and len(row) < 3 and not _begins(rest[0]):
+                row.append(rest.pop(0))
+            found.append(_in_a_row(row, type(layer).__name__))
+    return found
+
+
+def _begins(layer: nn.Module) -> bool:
+    return type(layer) is nn.Conv2d or name_of(layer) in (*_LAYERS, *_SQUEEZE_EXCITES)
 
 
 def network(model: nn.Module) -> NetworkParts:
@@ -77,18 +118,18 @@ def network(model: nn.Module) -> NetworkParts:
 
 def conv_bn(layer: nn.Module) -> ConvBN:
     """A ``Conv2dNormActivation``: convolution, normalization and, perhaps, activation in a row."""
+    kind = type(layer).__name__
     if name_of(layer) not in _LAYERS:
-        raise UnsupportedBlockError(f"{type(layer).__name__} is not convolution, normalization, activation")
-    row = [child for child in layer._modules.values() if child is not None]
+        raise UnsupportedBlockError(f"{kind} is not convolution, normalization, activation")
+    return _in_a_row([child for child in layer._modules.values() if child is not None], kind)
+
+
+def _in_a_row(row: list[nn.Module], kind: str) -> ConvBN:
     if not 2 <= len(row) <= 3:
-        raise UnsupportedBlockError(f"{type(layer).__name__} is not convolution, normalization, activation")
+        raise UnsupportedBlockError(f"{kind} is not convolution, normalization, activation")
     if type(row[0]) is not nn.Conv2d:
         raise UnsupportedBlockError(f"{type(row[0]).__name__} is not nn.Conv2d")
     return ConvBN(row[0], row[1], activation_name(row[2]) if len(row) == 3 else "none")  # type: ignore[arg-type]
-
-
-def _is_squeeze_excite(layer: nn.Module) -> bool:
-    return name_of(layer) in _SQUEEZE_EXCITES
 
 
 def _squeeze_excite(layer: nn.Module) -> SqueezeExcite:

@@ -30,6 +30,25 @@ def torchvision_block(
     return shake_batch_norms(torchvision_efficientnet.MBConv(config, p, nn.BatchNorm2d))
 
 
+def mobilenet_v2_block(expand: int = 3, stride: int = 1, cout: int = 8) -> nn.Module:
+    library = pytest.importorskip("torchvision.models.mobilenetv2")
+    return shake_batch_norms(library.InvertedResidual(8, cout, stride, expand))
+
+
+def mobilenet_v3_block(
+    kernel: int = 5, expanded: int = 24, cout: int = 8, act: str = "HS", stride: int = 1
+) -> nn.Module:
+    """With squeeze-and-excite (ReLU, hard sigmoid) where the activation is hardswish."""
+    library = pytest.importorskip("torchvision.models.mobilenetv3")
+    config = library.InvertedResidualConfig(8, kernel, expanded, cout, act == "HS", act, stride, 1, 1.0)
+    return shake_batch_norms(library.InvertedResidual(config, nn.BatchNorm2d))
+
+
+def mnasnet_block(kernel: int = 5, stride: int = 1, cout: int = 8) -> nn.Module:
+    library = pytest.importorskip("torchvision.models.mnasnet")
+    return shake_batch_norms(library._InvertedResidual(8, cout, kernel, stride, 3))
+
+
 def own_block() -> nn.Module:
     block = effnet_fast.nn.MBConv(
         8, 8, expand_ratio=4, kernel_size=3, stride=1, squeeze_channels=2, stochastic_depth_prob=0.3
@@ -66,6 +85,13 @@ BLOCKS: dict[str, Callable[[], nn.Module]] = {
     "torchvision": torchvision_block,
     "torchvision-no-expand": lambda: torchvision_block(expand=1, kernel=3),
     "torchvision-stride2": lambda: torchvision_block(stride=2, cout=12),
+    "mobilenet_v2": mobilenet_v2_block,
+    "mobilenet_v2-no-expand": lambda: mobilenet_v2_block(expand=1, stride=2, cout=12),
+    "mobilenet_v3": mobilenet_v3_block,
+    "mobilenet_v3-no-expand": lambda: mobilenet_v3_block(kernel=3, expanded=8, act="RE"),
+    "mobilenet_v3-stride2": lambda: mobilenet_v3_block(cout=16, stride=2),
+    "mnasnet": mnasnet_block,
+    "mnasnet-stride2": lambda: mnasnet_block(kernel=3, stride=2, cout=12),
     "own": own_block,
     "lite-static": lambda: lite_block(11, 2),
     "lite-dynamic": lambda: lite_block(None, 2),
@@ -78,6 +104,12 @@ BLOCKS: dict[str, Callable[[], nn.Module]] = {
     ),
     "timm-separable": lambda: timm_block("DepthwiseSeparableConv"),
 }
+
+
+def tolerance_of(name: str) -> float:
+    """In fp64. PyTorch's hard sigmoid multiplies by 1/6 in single precision in its backward, even there."""
+    hard = any(isinstance(m, nn.Hardsigmoid) for m in BLOCKS[name]().modules())
+    return 1e-7 if hard else 1e-10
 
 
 def pair(name: str, dtype: torch.dtype = torch.float64) -> tuple[nn.Module, nn.Module, torch.Tensor]:

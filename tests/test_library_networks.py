@@ -1,0 +1,88 @@
+"""Patched networks of other libraries compute what stock ones do, on the kernels of this machine: twice PyTorch's error.
+
+Blocks by themselves are compared in fp64 (test_patching.py) and after every surgery (test_exact.py).
+"""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from library_networks import FAMILIES, make
+from torch import Tensor, nn
+
+import effnet_fast
+from effnet_fast import tolerance
+
+FP32, FP64 = torch.float32, torch.float64
+
+families = pytest.mark.parametrize("name", FAMILIES)
+
+
+def twins(name: str) -> tuple[nn.Module, nn.Module, nn.Module]:
+    """Patched, stock, and stock in fp64."""
+    stock = make(name)
+    return effnet_fast.patch(copy.deepcopy(stock)), stock, copy.deepcopy(stock).double()
+
+
+def without_dropout(model: nn.Module) -> nn.Module:
+    """Its noise would be drawn in each dtype's own way."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    return model
+
+
+@families
+def test_what_runs_fused(name: str) -> None:
+    patched = effnet_fast.patch(FAMILIES[name].make())
+    for mode in (True, False):
+        report = effnet_fast.report(patched.train(mode))
+        assert (report.fused, len(report.rows)) == FAMILIES[name][1:], str(report)
+        assert all(row.reason for row in report.rows if row.state == "eager")
+
+
+@families
+def test_inference(name: str) -> None:
+    patched, stock, exact = (model.eval() for model in twins(name))
+    with torch.no_grad():
+        for size in [(2, 3, 65, 47), (1, 3, 33, 70)]:
+            x = torch.randn(size)
+            tolerance.assert_accurate(name, patched(x), stock(x), exact(x.double()))
+
+
+def step(model: nn.Module, x: Tensor, mode: bool) -> dict[str, Tensor]:
+    """Output, every gradient and every buffer."""
+    model.train(mode)
+    leaf = x.clone().requires_grad_()
+    y = model(leaf)
+    (y * torch.linspace(-1, 2, y.numel(), dtype=y.dtype).view(y.shape)).sum().backward()
+    found = {"y": y, "x": leaf.grad, **{k: p.grad for k, p in model.named_parameters()}}
+    return found | dict(model.named_buffers())  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("mode", [True, False], ids=["train", "eval"])
+@families
+def test_a_step(name: str, mode: bool) -> None:
+    """Over all gradients no less accurate than PyTorch; one alone is often a sum that cancels."""
+    patched, stock, exact = map(without_dropout, twins(name))
+    x = torch.randn(3, 3, 67, 78)
+    got, baseline, truth = step(patched, x, mode), step(stock, x, mode), step(exact, x.double(), mode)
+    ours, pytorchs = 0.0, 0.0
+    for key, value in truth.items():
+        scale = value.abs().max().item()
+        if not value.is_floating_point() or key in dict(patched.named_buffers()) or key == "y":
+            tolerance.assert_accurate(f"{name}: {key}", got[key], baseline[key], value, FP32)
+        elif scale:
+            ours += tolerance.error(got[key], value) / scale
+            pytorchs += tolerance.error(baseline[key], value) / scale
+    assert ours <= 2 * pytorchs, f"{ours:.3e} exceeds twice {pytorchs:.3e}"
+
+
+@families
+def test_unpatched_is_stock_again(name: str) -> None:
+    patched, stock, _ = twins(name)
+    effnet_fast.unpatch(patched)
+    assert [type(m) for m in patched.modules()] == [type(m) for m in stock.modules()]
+    assert list(patched.state_dict()) == list(stock.state_dict())
