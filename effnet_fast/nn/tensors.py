@@ -17,15 +17,43 @@ from .parts import ConvBN, ConvLayerParts, MBConvParts
 
 
 class Slots:
-    """Where tensors lie, and the shapes and the device that were found to fit."""
+    """Where tensors lie, the shapes and the device that were found to fit, and what is prepared for such."""
 
-    __slots__ = ("device", "places", "shapes")
+    __slots__ = ("_prepared", "device", "places", "shapes")
 
     def __init__(self, places: tuple[tuple[dict[str, Any], str], ...]) -> None:
         self.places = places
         self.shapes: list[Any] | None = None
         self.device: torch.device | None = None
+        #: question -> kinds of the tensors, what is prepared
+        self._prepared: dict[Any, tuple[list[type], Any]] = {}
 
+    def prepare(self, asked: Any, prepared: Any) -> None:
+        """Keep what runs the block for a question, for as long as its tensors are plain and the same ones are there."""
+        if len(self._prepared) >= _PREPARED:
+            self._prepared.clear()
+        self._prepared[asked] = list(map(type, self.fetch())), prepared
+
+    def prepared(self, asked: Any) -> tuple[Any, list[Tensor]] | None:
+        """What was kept, and the block's tensors that are there; their shapes and their memory are not looked at."""
+        found = self._prepared.get(asked)
+        if found is None:
+            return None
+        tensors = self.fetch()
+        if list(map(type, tensors)) != found[0]:
+            return None
+        return found[1], [t for t in tensors if t is not None]
+
+    def fetch(self) -> list[Tensor | None]:
+        """The tensors, in the order of :func:`of_block` or :func:`of_layer`, then the convolutions' biases."""
+        try:
+            return [space[key] for space, key in self.places]
+        except KeyError as error:
+            raise UnsupportedBlockError(f"it has no {error}") from None
+
+
+#: Sizes of images for which a block keeps what runs it.
+_PREPARED = 64
 
 _NOWHERE: dict[str, Any] = {"": None}
 _PLAIN = {nn.Parameter, Tensor, type(None)}
@@ -192,7 +220,4 @@ def slots_of(parts: MBConvParts | ConvLayerParts) -> Slots:
 def _fetch(parts: MBConvParts | ConvLayerParts) -> list[Tensor | None]:
     if parts.slots is None:
         return [None if module is None else getattr(module, name) for module, name in _places(parts)]
-    try:
-        return [space[key] for space, key in parts.slots.places]
-    except KeyError as error:
-        raise UnsupportedBlockError(f"it has no {error}") from None
+    return parts.slots.fetch()  # type: ignore[no-any-return]

@@ -102,6 +102,18 @@ def changes() -> dict[str, dict[str, Any]]:
     after("hook removed", hook.remove)
     after("BatchNorm in training", lambda: depthwise[1].train())
     after("and out of it", lambda: depthwise[1].eval())
+    norm = project[1]
+    affine, statistics = ("weight", "bias"), ("running_mean", "running_var")
+    kept = [getattr(norm, name) for name in (*affine, *statistics)]
+    after("affine gone", lambda: [setattr(norm, name, None) for name in affine])
+    # As many vectors of the same shapes as before, but others.
+    after(
+        "affine for statistics",
+        lambda: [
+            setattr(norm, *item) for item in zip((*affine, *statistics), (*kept[:2], None, None), strict=True)
+        ],
+    )
+    after("both again", lambda: [setattr(norm, *item) for item in zip(statistics, kept[2:], strict=True)])
     after(
         "statistics gone",
         lambda: (setattr(project[1], "running_mean", None), setattr(project[1], "running_var", None)),

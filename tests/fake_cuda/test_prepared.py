@@ -30,6 +30,9 @@ CHANGES = {
     "hook removed": (True, 0),
     "BatchNorm in training": (False, 0),
     "and out of it": (True, 0),
+    "affine gone": (True, 1),
+    "affine for statistics": (False, 0),
+    "both again": (True, 0),
     "statistics gone": (False, 0),
 }
 

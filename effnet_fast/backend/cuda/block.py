@@ -40,27 +40,36 @@ class _Slots:
     EXPANDED, ACTIVATED, GATE, Y = 20, 21, 22, 23
 
 
+def asked(x: Tensor) -> tuple[Any, ...]:
+    """What of a call decides how a block is launched, besides the block."""
+    choices = dispatch.forced_backends(), dispatch.version, tuning.version, _tf32(x)
+    return (x.shape, x.dtype, x.device, *choices)
+
+
 def key(x: Tensor, settings: Settings, eps: tuple[float, float, float]) -> tuple[Any, ...]:
     """What a block is prepared for besides its tensors."""
-    choices = dispatch.forced_backends(), dispatch.version, tuning.version, _tf32(x)
-    return (x.shape, x.dtype, x.device, settings, eps, *choices)
+    return (settings, eps, *asked(x))
 
 
-def run(prepared_for: tuple[Any, ...], x: Tensor, tensors: list[Tensor]) -> Tensor | None:
-    """The block with one of the preparations for a key, or ``None`` where none is for these tensors.
+def find(prepared_for: tuple[Any, ...], x: Tensor, tensors: list[Tensor]) -> tuple[Tensor, Tensor] | None:
+    """The block with one of the preparations for a key, and that preparation; ``None`` where none is for these tensors.
 
     Args:
         tensors: the block's tensors that are there, in the order of ops/mbconv_ops.py.
     """
-    variants = _prepared.get(prepared_for)
-    if not variants or not _launches_plainly():
-        return None
-    for prepared in variants:
-        y = _ops().mbconv_run(x, tensors, prepared)
-        # An empty one: these tensors are not what was prepared for, and nothing was launched.
-        if y.dim() == 4:
-            return y  # type: ignore[no-any-return]
+    for prepared in _prepared.get(prepared_for, ()):
+        y = run(prepared, x, tensors)
+        if y is not None:
+            return y, prepared
     return None
+
+
+def run(prepared: Tensor, x: Tensor, tensors: list[Tensor]) -> Tensor | None:
+    """The block as it was prepared, or ``None`` where it was prepared for other tensors: nothing was launched."""
+    if not _launches_plainly():
+        return None
+    y = _ops().mbconv_run(x, tensors, prepared)
+    return y if y.dim() == 4 else None
 
 
 def mbconv_inference(x: Tensor, weights: Weights, settings: Settings) -> Tensor | None:
@@ -77,9 +86,9 @@ def mbconv_inference(x: Tensor, weights: Weights, settings: Settings) -> Tensor 
     norms = (weights.expand_bn, weights.depthwise_bn, weights.project_bn)
     eps = (0.0 if norms[0] is None else norms[0].eps, weights.depthwise_bn.eps, weights.project_bn.eps)
     wanted = key(x, settings, eps)
-    y = run(wanted, x, tensors)
-    if y is not None:
-        return y
+    found = find(wanted, x, tensors)
+    if found is not None:
+        return found[0]
     if wanted not in _prepared and len(_prepared) >= _REMEMBERED:
         _prepared.clear()
     variants = _prepared.setdefault(wanted, [])
@@ -89,7 +98,7 @@ def mbconv_inference(x: Tensor, weights: Weights, settings: Settings) -> Tensor 
     if prepared is None:
         return None
     variants.append(prepared)
-    return run(wanted, x, tensors)
+    return run(prepared, x, tensors)
 
 
 def _flat(weights: Weights) -> list[Tensor | None]:
