@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from networks import make_network
+from op_cases import NEIGHBOURS, displaced
 from patched_blocks import BLOCKS, shake_batch_norms, torchvision_block
 from torch import Tensor, nn
 
@@ -39,18 +40,25 @@ def step(model: nn.Module, x: Tensor, dy: Tensor | None = None) -> dict[str, Ten
 def assert_like_stock(block: nn.Module, x: Tensor) -> None:
     """The rule of effnet_fast.tolerance for everything a step gives.
 
-    Stock runs three times, on inputs that differ by a rounding: of a few values per channel one run may be lucky.
+    Stock runs at the input and some roundings away: of a few values per channel one run may be lucky.
     """
     patched = effnet_fast.patch(copy.deepcopy(block))
     torch.manual_seed(3)
     dy = torch.randn(copy.deepcopy(block)(x).shape)
-    truth = step(copy.deepcopy(block).double(), x.double(), dy)
-    stock = [step(copy.deepcopy(block), x * (1 + i * torch.finfo(x.dtype).eps), dy) for i in (0, 1, -1)]
+    stock, truths = [], []
+    for roundings in (0.0, *NEIGHBOURS):
+        near = displaced(x.dtype, roundings)(x).to(x.dtype)
+        stock.append(step(copy.deepcopy(block), near, dy))
+        truths.append(step(copy.deepcopy(block).double(), near.double(), dy))
     for name, value in step(patched, x, dy).items():
         if value.is_floating_point():
             # A running variance that fp32 does not hold is infinite in stock models.
-            exact = truth[name].to(value.dtype).double()
-            limit = max(tolerance.allowed(run[name], exact, value.dtype) for run in stock)
+            exactly = [truth[name].to(value.dtype).double() for truth in truths]
+            exact = exactly[0]
+            limit = max(
+                tolerance.allowed(run[name], there, value.dtype)
+                for run, there in zip(stock, exactly, strict=True)
+            )
             # Where a variance is zero both gradients are the same rounding of nothing: the last digit decides no more.
             assert tolerance.error(value, exact) <= limit * (1 + 1e-6), name
 
