@@ -44,7 +44,7 @@ def stages() -> dict[str, tuple[str, ...]]:
         str(ROOT / "benchmarks" / f"test_{name}.py") for name in ("mbconv", "depthwise", "pointwise")
     )
     return {
-        "tests": ("workloads.tests", "-m", "gpu", "-k", "not elements", str(ROOT / "tests")),
+        "tests": ("workloads.tests", "-m", "gpu", str(ROOT / "tests")),
         "inference": ("workloads.steps", "inference", models("INFER"), "bf16"),
         "training": ("workloads.steps", "training", models("TRAIN"), "bf16"),
         "compile": (
