@@ -15,6 +15,7 @@ from torch import nn
 
 import effnet_fast
 from effnet_fast import EffnetFastError, use_backend
+from effnet_fast.nn.fingerprint import ATTRIBUTE, MOST_WAITS, Fingerprint
 
 REFUSED: dict[str, tuple[Callable[[nn.Module], object], str]] = {
     "forward-hook": (
@@ -145,3 +146,41 @@ def test_strict_refusal_leaves_the_model_as_it_was() -> None:
     assert [type(m) for m in model.modules()] == before
     with pytest.raises(EffnetFastError, match="no MBConv block found in Linear"):
         effnet_fast.patch(nn.Linear(1, 1), strict=True)
+
+
+def test_a_block_that_is_refused_for_what_it_is_made_of_is_rarely_looked_at(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stock = torchvision_block().eval()
+    activation, stock.block[0][2] = stock.block[0][2], nn.GELU()
+    patched, x = effnet_fast.patch(copy.deepcopy(stock)), torch.randn(2, 8, 11, 11)
+    looks = []
+    holds = Fingerprint.holds
+    monkeypatch.setattr(Fingerprint, "holds", lambda *args: looks.append(1) or holds(*args))
+    with use_backend("reference"), torch.no_grad():
+        for _ in range(1000):
+            y = patched(x)
+        torch.testing.assert_close(y, stock(x))
+        assert 10 < len(looks) < 30
+        # The report asks at once, a call at the latest when it looks again.
+        for block in (stock, patched):
+            block.block[0][2] = activation
+        assert effnet_fast.report(patched).fused == 1
+        torch.testing.assert_close(patched(x), stock(x))
+        for _ in range(MOST_WAITS + 1):
+            looks.clear()
+            patched(x)
+        assert len(looks) == 1 and patched.__dict__[ATTRIBUTE].parts is not None
+
+
+def test_a_hook_is_looked_at_in_every_call() -> None:
+    _, patched, x = pair("torchvision", torch.float32)
+    patched.eval()
+    with use_backend("reference"), torch.no_grad():
+        hook = patched.block[1].register_forward_hook(lambda *_: None)
+        for _ in range(10):
+            patched(x)
+        assert patched.__dict__[ATTRIBUTE].refusal and not patched.__dict__[ATTRIBUTE].waits
+        hook.remove()
+        patched(x)
+        assert not patched.__dict__[ATTRIBUTE].refusal

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from ..backend.network import Block, Conv, Network, SqueezeExcite
 from ..errors import UnsupportedBlockError
 from ..nn import tensors
-from ..nn.exact import check_instance, class_problem, has_hooks, library_class
+from ..nn.exact import check_instance, class_problem, has_hooks, library_class, name_of
 from ..nn.parts import (
     ConvBN,
     ConvLayerParts,
@@ -18,6 +19,7 @@ from ..nn.parts import (
     NetworkParts,
     about,
     check_conv_bn,
+    check_parts,
     check_pointwise,
 )
 from ..nn.parts import SqueezeExcite as SqueezeExciteParts
@@ -28,6 +30,10 @@ from ..patching.registry import read_parts
 _KNOWN = {
     ("effnet_fast.models.efficientnet", "EfficientNet"): "effnet_fast.patching.torchvision",
     ("torchvision.models.efficientnet", "EfficientNet"): "effnet_fast.patching.torchvision",
+    ("torchvision.models.mobilenetv2", "MobileNetV2"): "effnet_fast.patching.torchvision",
+    ("torchvision.models.mobilenetv3", "MobileNetV3"): "effnet_fast.patching.torchvision",
+    ("torchvision.models.mnasnet", "MNASNet"): "effnet_fast.patching.torchvision",
+    ("timm.models.mobilenetv3", "MobileNetV3"): "effnet_fast.patching.timm",
     ("timm.models.efficientnet", "EfficientNet"): "effnet_fast.patching.timm",
     ("efficientnet_pytorch.model", "EfficientNet"): "effnet_fast.patching.efficientnet_pytorch",
     ("efficientnet_lite_pytorch.model", "EfficientNet"): "effnet_fast.patching.efficientnet_pytorch",
@@ -35,7 +41,19 @@ _KNOWN = {
 KNOWN_LIBRARIES = "effnet_fast, torchvision, timm, efficientnet_pytorch, efficientnet_lite_pytorch"
 
 DTYPES = (torch.float32, torch.bfloat16)
+_LINEAR = ("torch.nn.modules.linear.Linear", "timm.layers.linear.Linear")
 _DROPOUTS = (nn.Identity, nn.Dropout, nn.Dropout2d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+
+
+class Extracted(NamedTuple):
+    """What :func:`extract` makes of a model."""
+
+    #: Folded, with tensors of its own.
+    network: Network
+    #: Whether its pooled features keep the shape [N, C, 1, 1].
+    keep_dims: bool
+    #: The model's own layers after it, in the order they run; they stay as they are.
+    tail: tuple[nn.Module, ...] = ()
 
 
 def is_known(model: nn.Module) -> bool:
@@ -76,8 +94,8 @@ def _check_module(module: nn.Module) -> None:
             raise UnsupportedBlockError(f"its weights are {tensor.dtype}, expected float32 or bfloat16")
 
 
-def extract(model: nn.Module) -> tuple[Network, bool]:
-    """The folded network, with tensors of its own, and whether its pooled features keep the shape [N, C, 1, 1].
+def extract(model: nn.Module) -> Extracted:
+    """The folded network and the layers that follow it.
 
     Args:
         model: one that :func:`is_known`, in evaluation mode.
@@ -91,15 +109,15 @@ def extract(model: nn.Module) -> tuple[Network, bool]:
         found = _fold_all(model, parts)
     except AttributeError as error:
         raise UnsupportedBlockError(f"something in it is missing: {error}") from None
-    _check_classes(model, parts.blocks)
+    _check_classes(model, (*parts.blocks, *found.tail))
     return found
 
 
-def _fold_all(model: nn.Module, parts: NetworkParts) -> tuple[Network, bool]:
+def _fold_all(model: nn.Module, parts: NetworkParts) -> Extracted:
     names = {module: name for name, module in model.named_modules()}
     with about(names[parts.stem.conv]):
         stem = _dense(parts.stem, parts.stem_padding)
-    blocks = tuple(_block(block, names[block]) for block in parts.blocks)
+    blocks = tuple(_block(block, names) for block in parts.blocks)
     head = None
     if parts.head is not None:
         with about(names[parts.head.conv]):
@@ -109,13 +127,15 @@ def _fold_all(model: nn.Module, parts: NetworkParts) -> tuple[Network, bool]:
         channels = blocks[-1].project.weight.shape[0] if blocks else stem.weight.shape[0]
         one = torch.eye(channels, dtype=torch.float32, device="cpu")[:, :, None, None].contiguous()
         head = Conv(one, one.new_zeros(channels))
-    classifier = _classifier(parts, names)
-    return Network(stem, blocks, head, classifier, parts.pool), parts.pool and parts.keep_dims
+    classifier, tail = _classifier(parts, names)
+    return Extracted(
+        Network(stem, blocks, head, classifier, parts.pool), parts.pool and parts.keep_dims, tail
+    )
 
 
-def _check_classes(model: nn.Module, blocks: list[nn.Module]) -> None:
-    """Everything outside the blocks, which were checked as their parts were read."""
-    read = {module for block in blocks for module in block.modules()}
+def _check_classes(model: nn.Module, apart: tuple[nn.Module | MBConvParts, ...]) -> None:
+    """Everything but the blocks, which were checked as their parts were read, and what runs its own code anyway."""
+    read = {module for part in apart if isinstance(part, nn.Module) for module in part.modules()}
     for name, module in model.named_modules():
         kind = library_class(type(module))
         problem = "" if module in read or kind is nn.ModuleList else class_problem(kind)
@@ -166,9 +186,13 @@ def _head(part: ConvBN) -> Conv:
     return fold(part)
 
 
-def _block(module: nn.Module, name: str) -> Block:
-    with about(name):
-        parts = read_parts(module)
+def _block(block: nn.Module | MBConvParts, names: dict[nn.Module, str]) -> Block:
+    with about(names[block if isinstance(block, nn.Module) else block.depthwise.conv]):
+        if isinstance(block, nn.Module):
+            parts = read_parts(block)
+        else:
+            check_parts(block)
+            parts = block
         if not isinstance(parts, MBConvParts):
             raise UnsupportedBlockError("it is not an MBConv block")
         tensors.of_block(parts)
@@ -197,16 +221,19 @@ def _copy(tensor: Tensor) -> Tensor:
     return tensor.detach().to(torch.float32, copy=True).contiguous()
 
 
-def _classifier(parts: NetworkParts, names: dict[nn.Module, str]) -> tuple[Tensor, Tensor] | None:
-    layers = [layer for layer in parts.classifier if type(layer) not in _DROPOUTS]
-    if not layers and (parts.pool or parts.keep_dims):
-        return None
-    first = layers[0] if layers else parts.classifier[0]
+def _classifier(
+    parts: NetworkParts, names: dict[nn.Module, str]
+) -> tuple[tuple[Tensor, Tensor] | None, tuple[nn.Module, ...]]:
+    """The linear layer on the pooled features, if one comes first, and the layers after it."""
+    layers = tuple(layer for layer in parts.classifier if type(layer) not in _DROPOUTS)
+    if not parts.pool and not parts.keep_dims:
+        return None, (nn.Flatten(1), *layers)
+    if not parts.pool or parts.keep_dims or not layers or name_of(layers[0]) not in _LINEAR:
+        return None, layers
+    first: nn.Linear = layers[0]  # type: ignore[assignment]
     with about(names[first]):
-        if len(layers) != 1 or type(first) is not nn.Linear or not parts.pool or parts.keep_dims:
-            kinds = ", ".join(type(layer).__name__ for layer in layers)
-            raise UnsupportedBlockError(
-                f"the classifier is {kinds or 'nothing'}; expected at most a mean over the image, dropout and one nn.Linear"
-            )
+        problem = class_problem(type(first))
+        if problem:
+            raise UnsupportedBlockError(problem)
         check_plain(first.weight)
-        return _affine(first)
+        return _affine(first), layers[1:]

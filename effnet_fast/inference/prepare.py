@@ -18,6 +18,7 @@ from ..patching import patch, report
 from ..patching.registry import candidates
 from ..system import advice
 from . import check
+from .continued import Continued
 from .extract import DTYPES, KNOWN_LIBRARIES, check_model, extract, is_known
 from .module import Inference, OptimizedModel, PatchedCopy, Program, check_input
 
@@ -28,15 +29,16 @@ def optimize(model: nn.Module, example: Example, *, dtype: torch.dtype | None = 
     """Make a network ready for inference on the CPU.
 
     BatchNorm is folded into the convolutions (in fp64), weights are packed once, and the whole network, from stem
-    to classifier, runs as one native call. The model is not changed and not kept.
+    to classifier, runs as one native call; of a classifier of another kind than dropout and one linear layer, the
+    layers from the second on run as they are, in PyTorch. The model is not changed and not kept.
 
     A network of another kind with MBConv blocks inside gets what is possible without knowing it: a copy whose
     blocks are patched.
 
     Args:
-        model: in evaluation mode, on the CPU, fp32 or bf16: an EfficientNet of effnet_fast, torchvision, timm,
-            efficientnet_pytorch or efficientnet_lite_pytorch, patched or not, or any network holding blocks that
-            :func:`effnet_fast.patch` knows. (On CUDA use ``patch``.)
+        model: in evaluation mode, on the CPU, fp32 or bf16: an EfficientNet, MobileNetV2 or V3 or MNASNet of
+            effnet_fast, torchvision, timm, efficientnet_pytorch or efficientnet_lite_pytorch, patched or not, or any
+            network holding blocks that :func:`effnet_fast.patch` knows. (On CUDA use ``patch``.)
         example: a batch like those to come, [N, C, H, W], or its shape. It is run, to plan and to compare with the
             model; other sizes work afterwards too.
         dtype: to compute in, ``torch.float32`` or ``torch.bfloat16``; ``None``: the example's, or the model's where
@@ -52,7 +54,7 @@ def optimize(model: nn.Module, example: Example, *, dtype: torch.dtype | None = 
 
     Raises:
         UnsupportedBlockError: something in the model that the program cannot represent (a hook, training mode, an
-            unknown head); the message names the module.
+            unknown block); the message names the module.
         EffnetFastError: arguments out of range; outputs that differ from the model's by more than rounding.
     """
     if not isinstance(model, nn.Module):
@@ -66,22 +68,26 @@ def optimize(model: nn.Module, example: Example, *, dtype: torch.dtype | None = 
     try:
         check_model(model)
         known = is_known(model)
-        network, keep_dims = extract(model) if known else (None, False)
+        found = extract(model) if known else None
     except UnsupportedBlockError as error:
         raise UnsupportedBlockError(f"optimize: {error}") from None
-    channels = None if network is None else network.stem.weight.shape[1]
+    channels = None if found is None else found.network.stem.weight.shape[1]
     check_input(images, channels)
     advice.mention_missing_kernels(gpu=False)
     expected = check.expect(model, images, dtype, small=known)
     optimized: Inference
-    if network is None or channels is None:
+    if found is None or channels is None:
         optimized = _patched_copy(model, dtype)
     else:
-        program = compile_network(network, dtype)
+        program = compile_network(found.network, dtype)
         runs = "PyTorch's convolutions" if isinstance(program, ReferenceProgram) else "native code"
-        kind = f"{type(model).__name__}, {len(network.blocks)} blocks, {str(dtype)[6:]}, {runs}"
+        kind = f"{type(model).__name__}, {len(found.network.blocks)} blocks, {str(dtype)[6:]}, {runs}"
+        keep_dims, tail = found[1:]
         # The program has weights of its own: the folded ones are not needed while the check runs.
-        del network
+        del found
+        if tail:
+            program = Continued(program, keep_dims, tail, dtype)
+            kind, keep_dims = f"{kind}, then {program}", False
         optimized = OptimizedModel(program, dtype, channels, keep_dims, kind)
     check.verify(expected, optimized)
     with torch.no_grad():
@@ -133,7 +139,7 @@ def _patched_copy(model: nn.Module, dtype: torch.dtype) -> PatchedCopy:
     if not fused:
         why = f"; {rows[0].name}: {rows[0].reason}" if rows else ""
         raise UnsupportedBlockError(
-            f"optimize: {type(model).__name__} is not an EfficientNet of {KNOWN_LIBRARIES}, and "
+            f"optimize: {type(model).__name__} is not a network of {KNOWN_LIBRARIES} that is known whole, and "
             f"{'none of its blocks runs fused' if rows else 'holds no MBConv block that is known'}{why}"
         )
     return PatchedCopy(twin.to(memory_format=torch.channels_last), dtype, fused)

@@ -19,6 +19,9 @@ from .exact import code_of, inside, library_class
 #: Where a patched block keeps its fingerprint, in its ``__dict__``: copies begin without one.
 ATTRIBUTE = "_effnet_fast_fingerprint"
 
+#: Calls at most until a block that was refused for what it is made of is looked at again.
+MOST_WAITS = 63
+
 
 class Fingerprint:
     """The parts of a block, or the reason why it has none, and whether they are still what they were."""
@@ -38,6 +41,8 @@ class Fingerprint:
         "parts",
         "refusal",
         "smallness",
+        "waited",
+        "waits",
     )
 
     def __init__(self, block: nn.Module | None = None, arguments: object = ()) -> None:
@@ -46,6 +51,8 @@ class Fingerprint:
         #: :class:`.small_images.Smallness`, which is asked before anything is compared.
         self.smallness: Any = None
         self.refusal = ""
+        #: Calls for which a refusal that will hardly change is believed, and how many they were the last time.
+        self.waits = self.waited = 0
         self._live: list[Any] = []
         if block is None:
             return
@@ -97,6 +104,10 @@ class Fingerprint:
         except Exception:
             # Values that cannot be compared are others than they were: the same ones are not compared.
             return False
+
+    def believe_refusal(self) -> None:
+        """Comparing is lost time where nothing runs fused: it is done at every second call, then every fourth, ..."""
+        self.waits = self.waited = min(2 * self.waited + 1, MOST_WAITS)
 
     def read(self) -> Any:
         """The parts.

@@ -75,11 +75,11 @@ class ConvLayerParts(NamedTuple):
 
 
 class NetworkParts(NamedTuple):
-    """An EfficientNet-like network, in the order it runs; what comes after the head is for inference."""
+    """A network of MBConv blocks, in the order it runs; what comes after the head is for inference."""
 
     stem: ConvBN
     stem_padding: Padding | Literal["same"]
-    blocks: list[nn.Module]  # each known to an adapter of its own
+    blocks: list[nn.Module | MBConvParts]  # modules that adapters know, or their parts where they are none
     head: ConvBN | None  # 1x1; None: the blocks' features are the last
     pool: bool = True  # the mean over the image
     keep_dims: bool = False  # pooled features stay [N, C, 1, 1]

@@ -42,6 +42,7 @@ _KNOWN = {
 _LAYERS = {
     ("effnet_fast.nn.mbconv", "ConvNormAct"): "effnet_fast.patching.layers",
     ("torchvision.ops.misc", "Conv2dNormActivation"): "effnet_fast.patching.layers",
+    ("timm.models._efficientnet_blocks", "ConvBnAct"): "effnet_fast.patching.timm",
 }
 
 #: Attribute of a patched block; in its ``__dict__``, so that copies and pickles keep it.
@@ -54,6 +55,10 @@ _known: set[type] = set()
 
 #: What an adapter may have read of a call's arguments and still read the same the next time.
 _CONSTANTS = (type(None), bool, int, float, str)
+
+
+class _UnknownPartsError(UnsupportedBlockError):
+    """The block is made of what the kernels do not compute; it will hardly be made of something else soon."""
 
 
 def register_block(block_class: type[nn.Module], adapter: Adapter) -> None:
@@ -150,8 +155,13 @@ def read_parts(block: nn.Module, *args: Any, **kwargs: Any) -> MBConvParts | Con
             parts = _read(block, *args, **kwargs)
             known.parts = parts._replace(slots=tensors.slots_of(parts))
             known.smallness = small_images.Smallness.of(parts)
+        except _UnknownPartsError as error:
+            known.refusal = str(error)
+            known.believe_refusal()
         except UnsupportedBlockError as error:
             known.refusal = str(error)
+    elif known.waited:
+        known.believe_refusal()
     return known.read()  # type: ignore[no-any-return]
 
 
@@ -175,14 +185,16 @@ def _read(block: nn.Module, *args: Any, **kwargs: Any) -> MBConvParts | ConvLaye
     known = exact.library_class(block_class) in _known
     try:
         parts = adapter(block, *args, **kwargs)
+        if isinstance(parts, ConvLayerParts):
+            check_layer(parts)
+        else:
+            check_parts(parts)
     except AttributeError as error:
         if not known:
             raise
-        raise UnsupportedBlockError(f"something in it is missing: {error}") from None
-    if isinstance(parts, ConvLayerParts):
-        check_layer(parts)
-    else:
-        check_parts(parts)
+        raise _UnknownPartsError(f"something in it is missing: {error}") from None
+    except UnsupportedBlockError as error:
+        raise _UnknownPartsError(str(error)) from None
     exact.check_inside(block, known)
     return parts._replace(recompute_expand=True) if recomputes(block) else parts
 
@@ -211,6 +223,15 @@ def _surely_small(block: nn.Module, x: Tensor) -> bool:
     return known is not None and known.smallness is not None and known.smallness.is_sure(x, block.training)
 
 
+def _surely_refused(block: nn.Module) -> bool:
+    """Whether a block that was refused for what it is made of is not looked at in this call; its own code is always right."""
+    known = block.__dict__.get(ATTRIBUTE)
+    if known is None or not known.waits or torch.compiler.is_compiling():
+        return False
+    known.waits -= 1
+    return True
+
+
 class _StockForward:
     """The original class's ``forward`` under a name of its own: TorchScript knows no ``super()``."""
 
@@ -237,7 +258,9 @@ class FusedBlock(nn.Module):
         return y
 
     def _decide(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if _surely_small(self, x):
+        if _surely_refused(self):
+            pass
+        elif _surely_small(self, x):
             x = small_images.as_modules_like_it(x)
         elif not observed(x):
             try:

@@ -1,4 +1,4 @@
-"""timm's ``InvertedResidual`` and ``DepthwiseSeparableConv`` (EfficientNet, MobileNetV2/V3, MnasNet)."""
+"""timm's ``InvertedResidual``, ``DepthwiseSeparableConv`` and ``ConvBnAct`` (EfficientNet, MobileNetV2/V3, MnasNet, FBNetV3)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from ..errors import UnsupportedBlockError
 from ..nn.exact import library_class, name_of
 from ..nn.parts import (
     ConvBN,
+    ConvLayerParts,
     MBConvParts,
     NetworkParts,
     Padding,
@@ -24,15 +25,19 @@ from ..ops.declare import constant_result
 
 _CONV, _SAME = "torch.nn.modules.conv.Conv2d", "timm.layers.conv2d_same.Conv2dSame"
 _POOLING = "timm.layers.adaptive_avgmax_pool"
+_LAYER = "timm.models._efficientnet_blocks.ConvBnAct"
+#: Of MobileNetV3, which convolves once more after the pooling; older versions have no ``norm_head``.
+_AFTER_POOLING = ("conv_head", "norm_head", "act2", "flatten")
 
 
-def parts(block: nn.Module) -> MBConvParts:
-    """Either class: the first has ``conv_pw`` (expand) and ``conv_pwl`` (project), the second projects by ``conv_pw``."""
+def parts(block: nn.Module) -> MBConvParts | ConvLayerParts:
+    """The first has ``conv_pw`` (expand) and ``conv_pwl`` (project), the second projects by ``conv_pw``, the third is one layer."""
     kind = library_class(type(block))
+    if name_of(block) == _LAYER:
+        return _layer(block)
     if _reads(kind, "conv_s2d") and block.conv_s2d is not None:
         raise UnsupportedBlockError("space-to-depth has no fused kernel")
-    if _reads(kind, "aa") and type(block.aa) is not nn.Identity:
-        raise UnsupportedBlockError(f"anti-aliasing by {type(block.aa).__name__} has no fused kernel")
+    _check_aliasing(block)
     expands = name_of(block) == "timm.models._efficientnet_blocks.InvertedResidual"
     depthwise_bn = block.bn2 if expands else block.bn1
     project = (block.conv_pwl, block.bn3) if expands else (block.conv_pw, block.bn2)
@@ -47,6 +52,20 @@ def parts(block: nn.Module) -> MBConvParts:
     )
 
 
+def _layer(layer: nn.Module) -> ConvLayerParts:
+    _check_aliasing(layer)
+    if layer.has_skip:
+        raise UnsupportedBlockError("a residual connection around one convolution has no fused kernel")
+    if name_of(layer.conv) == _SAME:
+        raise UnsupportedBlockError("a layer outside the blocks with SAME padding has no fused kernel")
+    return ConvLayerParts(_conv_bn(layer.conv, layer.bn1))
+
+
+def _check_aliasing(block: nn.Module) -> None:
+    if _reads(library_class(type(block)), "aa") and type(block.aa) is not nn.Identity:
+        raise UnsupportedBlockError(f"anti-aliasing by {type(block.aa).__name__} has no fused kernel")
+
+
 @constant_result
 def _reads(kind: type[nn.Module], attribute: str) -> bool:
     """Whether blocks of this version of timm have an attribute: older ones lack it, in newer ones it must be there."""
@@ -54,24 +73,37 @@ def _reads(kind: type[nn.Module], attribute: str) -> bool:
 
 
 def network(model: nn.Module) -> NetworkParts:
-    """``EfficientNet``, with or without head, pooling and classifier."""
+    """``EfficientNet`` and ``MobileNetV3``, with or without head, pooling and classifier."""
     with about("conv_stem"):
         stem = _conv_bn(model.conv_stem, model.bn1)
-    head = None
-    if type(model.conv_head) is not nn.Identity:
-        with about("conv_head"):
-            head = _conv_bn(model.conv_head, model.bn2)
+    blocks = [block for stage in children(model.blocks) for block in children(stage)]
+    head, end = _ending(model, blocks)
     with about("global_pool"):
         pool, keep_dims = _pooling(model.global_pool)
     return NetworkParts(
         stem,
         _padding(stem.conv),
-        [block for stage in children(model.blocks) for block in children(stage)],
+        blocks,
         head,
         pool,
         keep_dims,
-        children(model.classifier),
+        (*end, *children(model.classifier)),
     )
+
+
+def _ending(model: nn.Module, blocks: list[nn.Module]) -> tuple[ConvBN | None, tuple[nn.Module, ...]]:
+    """The head before the pooling, and layers between pooling and classifier; takes the head off the blocks if it is one."""
+    if name_of(model) == "timm.models.mobilenetv3.MobileNetV3":
+        head = None
+        if blocks and name_of(blocks[-1]) == _LAYER:
+            with about("the last of its blocks"):
+                head = _layer(blocks.pop()).layer
+        names = type(model).forward_head.__code__.co_names
+        return head, tuple(getattr(model, name) for name in _AFTER_POOLING if name in names)
+    if type(model.conv_head) is nn.Identity:
+        return None, ()
+    with about("conv_head"):
+        return _conv_bn(model.conv_head, model.bn2), ()
 
 
 def _pooling(layer: nn.Module) -> tuple[bool, bool]:

@@ -96,7 +96,9 @@ def _begins(layer: nn.Module) -> bool:
 
 
 def network(model: nn.Module) -> NetworkParts:
-    """``features`` = stem, stages of blocks, head; the head may have been cut off."""
+    """``features`` = stem, blocks or stages of blocks, head; the head may have been cut off."""
+    if name_of(model) == "torchvision.models.mnasnet.MNASNet":
+        return _mnasnet(model)
     first, *layers = enumerate(children(model.features))
     with about("features.0"):
         stem = conv_bn(first[1])
@@ -105,13 +107,36 @@ def network(model: nn.Module) -> NetworkParts:
         index, last = layers.pop()
         with about(f"features.{index}"):
             head = conv_bn(last)
-    with about("avgpool"):
-        check_mean(model.avgpool)
+    if name_of(model) != "torchvision.models.mobilenetv2.MobileNetV2":
+        with about("avgpool"):
+            check_mean(model.avgpool)
     return NetworkParts(
         stem,
         conv_padding(stem.conv),
         [block for _, stage in layers for block in children(stage)],
         head,
+        classifier=children(model.classifier),
+    )
+
+
+def _mnasnet(model: nn.Module) -> NetworkParts:
+    """``layers`` = stem, separable convolution, stages of blocks, head: all but the stages without modules of their own."""
+    layers = list(children(model.layers))
+    stages = [layer for layer in layers if type(layer) is nn.Sequential]
+    at = layers.index(stages[0]) if stages else len(layers)
+    with about("layers"):
+        if layers[at : at + len(stages)] != stages:
+            raise UnsupportedBlockError("its stages do not follow each other")
+        stem, *separable = in_rows(layers[:at])
+        head = in_rows(layers[at + len(stages) :])
+        if not isinstance(stem, ConvBN) or len(head) > 1 or isinstance(head[:1], SqueezeExcite):
+            raise UnsupportedBlockError("they are not stem, separable convolution, stages and head")
+        first = [mbconv(separable, False)] if separable else []
+    return NetworkParts(
+        stem,
+        conv_padding(stem.conv),
+        [*first, *(block for stage in stages for block in children(stage))],
+        head[0] if head else None,
         classifier=children(model.classifier),
     )
 

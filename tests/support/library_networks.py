@@ -23,11 +23,19 @@ def _torchvision(name: str) -> nn.Module:
     return getattr(pytest.importorskip("torchvision.models"), name)(num_classes=10)
 
 
+def _timm(name: str) -> nn.Module:
+    return pytest.importorskip("timm").create_model(name, num_classes=10)
+
+
 FAMILIES: dict[str, Family] = {
     "mobilenet_v2": Family(partial(_torchvision, "mobilenet_v2"), 19, 19),
     "mobilenet_v3_small": Family(partial(_torchvision, "mobilenet_v3_small"), 13, 13),
     "mobilenet_v3_large": Family(partial(_torchvision, "mobilenet_v3_large"), 17, 17),
     "mnasnet0_5": Family(partial(_torchvision, "mnasnet0_5"), 16, 16),
+    "timm mobilenetv3": Family(partial(_timm, "mobilenetv3_small_075"), 12, 12),
+    "timm hardcorenas": Family(partial(_timm, "hardcorenas_a"), 12, 12),
+    "timm lcnet": Family(partial(_timm, "lcnet_050"), 0, 13),
+    "timm mixnet": Family(partial(_timm, "mixnet_s"), 1, 16),
 }
 
 

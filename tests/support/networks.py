@@ -10,8 +10,8 @@ from torch import nn
 import effnet_fast
 
 
-def _torchvision(**options) -> nn.Module:
-    return pytest.importorskip("torchvision.models").efficientnet_b0(**options)
+def _torchvision(name: str, **options) -> nn.Module:
+    return getattr(pytest.importorskip("torchvision.models"), name)(**options)
 
 
 def _timm(name: str, **options) -> nn.Module:
@@ -24,12 +24,18 @@ def _same(package: str, name: str, **options) -> nn.Module:
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "own": partial(effnet_fast.b0, num_classes=10),
-    "torchvision": partial(_torchvision, num_classes=10),
+    "torchvision": partial(_torchvision, "efficientnet_b0", num_classes=10),
     "timm": partial(_timm, "efficientnet_b0", num_classes=10),
     "timm-tf": partial(_timm, "tf_efficientnet_b0", num_classes=10),
     "timm-lite": partial(_timm, "efficientnet_lite0", num_classes=10),
     "timm-features": partial(_timm, "efficientnet_b0", num_classes=0, global_pool=""),
     "timm-pooled": partial(_timm, "efficientnet_b0", num_classes=0),
+    "torchvision-mobilenet_v2": partial(_torchvision, "mobilenet_v2", num_classes=10),
+    "torchvision-mobilenet_v3": partial(_torchvision, "mobilenet_v3_small", num_classes=10),
+    "torchvision-mnasnet": partial(_torchvision, "mnasnet0_5", num_classes=10),
+    "timm-mobilenetv3": partial(_timm, "mobilenetv3_small_075", num_classes=10),
+    "timm-mobilenetv3-features": partial(_timm, "tf_mobilenetv3_small_075", num_classes=0, global_pool=""),
+    "timm-pruned": partial(_timm, "efficientnet_b1_pruned", num_classes=10),
     "efficientnet_pytorch": partial(
         _same, "efficientnet_pytorch", "efficientnet-b0", num_classes=10, image_size=64
     ),
