@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from .. import tolerance
 from ..errors import EffnetFastError
 from ..patching import unpatch
+from ..system import advice
 
 #: fp32 against fp32. PyTorch's own error was 12 to 19 roundings of the largest logit on B0 to B7 (against fp64);
 #: a wrong layer, weight or epsilon shows in the third digit.
@@ -61,7 +62,7 @@ def expect(model: nn.Module, example: Tensor, dtype: torch.dtype, small: bool) -
         if dtype != torch.float32 or any(p.dtype != torch.float32 for p in model.parameters()):
             plain = unpatch(copy.deepcopy(model)).float()
         truth = _run(plain, images, torch.float32)
-        largest = max(t.abs().max().item() for t in truth)
+        largest = max((t.abs().max().item() for t in truth if t.numel()), default=0.0)
         limit = FP32_ROUNDINGS * tolerance.UNIT_ROUNDOFF[torch.float32] * largest
         # What moving every pixel by a rounding does: as much as roundings inside, also in a badly conditioned network.
         moved = [x.float() * (1 + 2.0**-23) for x in images]
@@ -71,6 +72,11 @@ def expect(model: nn.Module, example: Tensor, dtype: torch.dtype, small: bool) -
     if not (math.isfinite(largest) and math.isfinite(limit)):
         raise EffnetFastError(
             f"optimize: the model's own outputs are not finite in {dtype}, so that nothing can be compared"
+        )
+    if not any(t.numel() for t in truth):
+        advice.warn(
+            "optimize: the model returned no number for the example, so that no value was compared; an example on which "
+            "it finds something would be better"
         )
     return Expectation(images, truth, limit)
 
@@ -98,14 +104,20 @@ def _run(model: Callable[[Tensor], Any], images: list[Tensor], dtype: torch.dtyp
 
 
 def _allowed(baseline: list[Tensor], truth: list[Tensor], dtype: torch.dtype) -> float:
+    if [t.shape for t in baseline] != [t.shape for t in truth]:
+        raise EffnetFastError(
+            f"optimize: roundings in {dtype} change the shapes of the model's outputs, so that nothing can be compared"
+        )
     flat = [torch.cat([t.flatten() for t in ts]) for ts in (baseline, truth)]
+    if not flat[0].numel():
+        return 0.0
     deviation = (flat[0] - flat[1]).double().square().mean().sqrt().item()
     more = DEVIATIONS * deviation - 2.0 * tolerance.error(*flat)
     return tolerance.allowed(flat[0], flat[1], dtype) + max(0.0, more)
 
 
 def tensors(output: Any) -> Iterator[Tensor]:
-    """The tensors of a model's output: one, or a (nested) list, tuple or dict.
+    """The tensors of a model's output: one, or a (nested) list, tuple or dict, perhaps with numbers and names beside them.
 
     Raises:
         EffnetFastError: an output of another kind.
@@ -115,7 +127,7 @@ def tensors(output: Any) -> Iterator[Tensor]:
     elif isinstance(output, (list, tuple, dict)):
         for item in output.values() if isinstance(output, dict) else output:
             yield from tensors(item)
-    else:
+    elif not isinstance(output, (type(None), bool, int, float, str)):
         raise EffnetFastError(f"optimize: the model returns a {type(output).__name__}, expected tensors")
 
 

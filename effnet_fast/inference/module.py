@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn, Protocol, TypeVar
@@ -38,8 +40,11 @@ class Inference(nn.Module):
     channels: int | None
     #: What is computed in.
     dtype: torch.dtype
+    #: What the model calls its images: they may be given by this name too.
+    images_name: str = "x"
 
-    def forward(self, x: Tensor) -> Any:
+    def forward(self, x: Tensor | None = None, **others: Any) -> Any:
+        x = others.pop(self.images_name, None) if x is None else x
         if recorded(x):
             raise EffnetFastError(_NOT_RECORDED)
         check_input(x, self.channels)
@@ -50,9 +55,9 @@ class Inference(nn.Module):
             )
         # Not inference_mode: features may go on into something that trains.
         with torch.no_grad():
-            return self._infer(x)
+            return self._infer(x, **others)  # type: ignore[arg-type]
 
-    def _infer(self, x: Tensor) -> Any:
+    def _infer(self, x: Tensor, **others: Any) -> Any:
         raise NotImplementedError
 
     def train(self: Model, mode: bool = True) -> Model:
@@ -136,14 +141,26 @@ class OptimizedModel(Inference):
     whole_program = True
 
     def __init__(
-        self, program: Program, dtype: torch.dtype, channels: int, keep_dims: bool, description: str
+        self,
+        program: Program,
+        dtype: torch.dtype,
+        channels: int,
+        keep_dims: bool,
+        description: str,
+        facts: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.channels, self.dtype = channels, dtype
         self._program, self._keep_dims, self._description = program, keep_dims, description
+        self._facts = facts or {}
+        self.__dict__.update(self._facts)
         self.eval()
 
-    def _infer(self, x: Tensor) -> Tensor:
+    def _infer(self, x: Tensor, **others: Any) -> Tensor:
+        if others:
+            raise EffnetFastError(
+                f"optimize: an optimized {self._description.split(',')[0]} takes {self.images_name}, got {', '.join(others)} too"
+            )
         # Programs are made for images: of an empty batch only the shape is asked.
         y = self._program.run(x) if len(x) else self._program.run(x.new_zeros(1, *x.shape[1:]))[:0]
         return y[:, :, None, None] if self._keep_dims else y
@@ -157,7 +174,9 @@ class OptimizedModel(Inference):
         return self._program.backend
 
     def __copy__(self) -> OptimizedModel:
-        return type(self)(self._program, self.dtype, self.channels or 0, self._keep_dims, self._description)
+        return type(self)(
+            *(self._program, self.dtype, self.channels or 0, self._keep_dims, self._description, self._facts)
+        )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> OptimizedModel:
         return self.__copy__()
@@ -183,7 +202,8 @@ class OptimizedModel(Inference):
 class PatchedCopy(Inference):
     """A network that no adapter knows, copied, with its MBConv blocks patched, channels_last, without gradients.
 
-    An ordinary module otherwise: ``state_dict`` and pickling are those of the copy in :attr:`model`.
+    An ordinary module otherwise: ``state_dict`` and pickling are those of the copy in :attr:`model`, whose attributes
+    (``config``, ``num_features``, ...) are found here too, and whose ``forward`` gets the other arguments given by name.
     """
 
     channels = None
@@ -192,12 +212,22 @@ class PatchedCopy(Inference):
         super().__init__()
         self.model = model.requires_grad_(False)
         self.dtype, self._blocks = dtype, blocks
+        self.images_name = images_name(model)
         self.eval()
 
-    def _infer(self, x: Tensor) -> Any:
+    def _infer(self, x: Tensor, **others: Any) -> Any:
         out = torch.bfloat16 if x.dtype == torch.bfloat16 else torch.float32
         with torch.autocast("cpu", enabled=False):
-            return _convert(self.model(x.to(self.dtype, memory_format=torch.channels_last)), out)
+            return _convert(self.model(x.to(self.dtype, memory_format=torch.channels_last), **others), out)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            model = self.__dict__.get("_modules", {}).get("model")
+            if model is None or name.startswith("_"):
+                raise
+            return getattr(model, name)
 
     def extra_repr(self) -> str:
         return f"{self._blocks} blocks patched in a network of another kind, {str(self.dtype)[6:]}"
@@ -207,8 +237,31 @@ def _convert(output: Any, dtype: torch.dtype) -> Any:
     if isinstance(output, Tensor):
         return output.to(dtype) if output.is_floating_point() else output
     if isinstance(output, dict):
-        return type(output)((key, _convert(value, dtype)) for key, value in output.items())
+        # In place: classes of libraries (transformers' ModelOutput) are made and copied in ways of their own.
+        for key, value in list(output.items()):
+            converted = _convert(value, dtype)
+            if converted is not value:
+                output[key] = converted
+        return output
     if isinstance(output, (list, tuple)):
         items = [_convert(item, dtype) for item in output]
         return type(output)(*items) if hasattr(output, "_fields") else type(output)(items)
     return output
+
+
+def images_name(model: nn.Module) -> str:
+    """What a model's ``forward`` calls its images: its first argument."""
+    return next(iter(inspect.signature(model.forward).parameters), "x")
+
+
+#: What users read of libraries' models.
+_FACTS = (
+    *("config", "default_cfg", "pretrained_cfg", "num_classes", "num_features", "head_hidden_size"),
+    *("in_chans", "feature_info"),
+)
+
+
+def facts_of(model: nn.Module) -> dict[str, Any]:
+    """The attributes of a model that the optimized one has too, copied; and how the images are called."""
+    found = {name: vars(model)[name] for name in _FACTS if name in vars(model)}
+    return copy.deepcopy(found) | {"images_name": images_name(model)}

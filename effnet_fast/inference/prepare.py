@@ -20,7 +20,7 @@ from ..system import advice
 from . import check
 from .continued import Continued
 from .extract import DTYPES, KNOWN_LIBRARIES, check_model, extract, is_known
-from .module import Inference, OptimizedModel, PatchedCopy, Program, check_input
+from .module import Inference, OptimizedModel, PatchedCopy, Program, check_input, facts_of
 
 Example = Tensor | Sequence[int]
 
@@ -46,7 +46,8 @@ def optimize(model: nn.Module, example: Example, *, dtype: torch.dtype | None = 
 
     Returns:
         A module from images [N, C, H, W] in fp32 or bf16, of any memory format, to what the model returns; bf16
-        where the images are bf16, else fp32. It may be called from several threads at once, follows
+        where the images are bf16, else fp32. Images may be given by the name that the model has for them
+        (``pixel_values=x``), and attributes of libraries' models are there too (``config``, ``num_features``, ...). It may be called from several threads at once, follows
         ``torch.set_num_threads``, and refuses images that require a gradient.
 
     Warns:
@@ -88,7 +89,7 @@ def optimize(model: nn.Module, example: Example, *, dtype: torch.dtype | None = 
         if tail:
             program = Continued(program, keep_dims, tail, dtype)
             kind, keep_dims = f"{kind}, then {program}", False
-        optimized = OptimizedModel(program, dtype, channels, keep_dims, kind)
+        optimized = OptimizedModel(program, dtype, channels, keep_dims, kind, facts_of(model))
     check.verify(expected, optimized)
     with torch.no_grad():
         optimized(images)
