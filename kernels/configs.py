@@ -48,8 +48,9 @@ def _excite(c: int, r: int, warps: int, **more: int) -> Config:
 TABLE: dict[str, tuple[Row, ...]] = {
     "pointwise_fwd": (
         # A depth of 64 spills 8 bytes on sm_120, with limits of 168 and 255 (Triton 3.8) and without (3.6).
-        # On sm_90 and sm_100 it has 8 to 16 at 168.
-        ("mma", "32", "sm_80", _gemm(64, 32, 64, 4, 3, maxnreg=168)),
+        # On sm_90 and sm_100 it has 8 to 16 at 168. On sm_80 the sizes of real networks have 24 at 168 and 8 at 255; at a depth
+        # of 32 they take up to 241 registers.
+        ("mma", "32", "sm_80", _gemm(64, 32, 32, 4, 3, maxnreg=255)),
         *(("mma", "32", arch, _gemm(64, 32, 64, 4, 3, maxnreg=255)) for arch in ("sm_90", "sm_100")),
         ("mma", "32", "*", _gemm(64, 32, 32, 4, 3, maxnreg=128)),
         # With 4 warps the sizes of real networks spill 8 bytes at a depth of 64 and a limit of 255 (sm_90), 48 to 216 at a
@@ -89,6 +90,10 @@ TABLE: dict[str, tuple[Row, ...]] = {
         ("fma", "*", "*", _gemm(32, 32, 64, 8, 2)),
     ),
     "pointwise_backward": (
+        # On sm_80 (Triton 3.8) some layers of B0, B1, B4 and B5 spill 8 to 16 bytes, with a limit of 255 and without: at a depth of
+        # 128 with 64 columns and 1, 2 or 4 stages, or with 32 and 4 warps; at a depth of 64 with two stages.
+        ("mma", "128", "sm_80", _gemm(16, 32, 128, 8, 2)),
+        ("mma", "*", "sm_80", _gemm(16, 64, 64, 8, 1, maxnreg=255)),
         ("mma", "128", "*", _gemm(16, 64, 128, 8, 2)),
         # Without a limit 8 and 16 bytes spilled on sm_100 (Triton 3.6). With 4 warps some layers of 40 columns spill up
         # to 16 on sm_90 (Triton 3.6).
@@ -133,7 +138,10 @@ TABLE: dict[str, tuple[Row, ...]] = {
         ("*", "*", "*", _excite(8, 1024, 8)),
     ),
     "squeeze_excite_bwd": (
-        ("*", "16", "*", _excite(128, 16, 4)),
+        # Without a limit 8 bytes spilled in the first blocks of B0 and B5 (sm_80, Triton 3.8), with 128 it takes 117 registers
+        # there; sm_75 spills 32 with it and none without.
+        ("*", "16", "sm_75", _excite(128, 16, 4)),
+        ("*", "16", "*", _excite(128, 16, 4, maxnreg=128)),
         ("*", "64", "*", _excite(64, 64, 4)),
         # Without a limit 8 bytes spilled on sm_100 (Triton 3.6).
         ("*", "256", "*", _excite(8, 256, 8, maxnreg=128)),
