@@ -24,7 +24,9 @@ from effnet_fast import use_backend
 #: One block per class and way of padding; the others differ by sizes.
 NAMES = (
     *("torchvision", "mobilenet_v2", "mobilenet_v3", "mnasnet", "own", "lite-static", "lite-dynamic"),
-    *("efficientnet_pytorch", "timm", "timm-same", "timm-separable"),
+    *("efficientnet_pytorch", "segmentation", "geffnet", "geffnet-separable"),
+    *("transformers", "transformers-stride2", "transformers-mobilenet"),
+    *("timm", "timm-same", "timm-separable"),
 )
 
 Surgery = Callable[[nn.Module, str, pytest.MonkeyPatch], Any]

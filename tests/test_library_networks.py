@@ -29,8 +29,9 @@ def twins(name: str) -> tuple[nn.Module, nn.Module, nn.Module]:
 def without_dropout(model: nn.Module) -> nn.Module:
     """Its noise would be drawn in each dtype's own way."""
     for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
+        for rate in ("p", "drop_prob", "_drop_connect_rate"):
+            if isinstance(getattr(module, rate, None), float):
+                setattr(module, rate, 0.0)
     return model
 
 
@@ -38,6 +39,7 @@ def without_dropout(model: nn.Module) -> nn.Module:
 def test_what_runs_fused(name: str) -> None:
     patched = effnet_fast.patch(FAMILIES[name].make())
     for mode in (True, False):
+        without_dropout(patched)
         report = effnet_fast.report(patched.train(mode))
         assert (report.fused, len(report.rows)) == FAMILIES[name][1:], str(report)
         assert all(row.reason for row in report.rows if row.state == "eager")
@@ -45,11 +47,17 @@ def test_what_runs_fused(name: str) -> None:
 
 @families
 def test_inference(name: str) -> None:
+    """Over several images: in one, the largest error of a few numbers is a matter of luck."""
     patched, stock, exact = (model.eval() for model in twins(name))
+    ours, pytorchs = 0.0, 0.0
     with torch.no_grad():
-        for size in [(2, 3, 65, 47), (1, 3, 33, 70)]:
-            x = torch.randn(size)
-            tolerance.assert_accurate(name, patched(x), stock(x), exact(x.double()))
+        for size in [(64, 32), (32, 96), (96, 64)] if "seg" in name else [(65, 47), (33, 70), (48, 91)]:
+            x = torch.randn(2, 3, *size)
+            truth = exact(x.double())
+            scale = truth.abs().max().item()
+            ours += tolerance.error(patched(x), truth) / scale
+            pytorchs += tolerance.error(stock(x), truth) / scale
+    assert ours <= 2 * pytorchs, f"{ours:.3e} exceeds twice {pytorchs:.3e}"
 
 
 def step(model: nn.Module, x: Tensor, mode: bool) -> dict[str, Tensor]:
@@ -58,7 +66,8 @@ def step(model: nn.Module, x: Tensor, mode: bool) -> dict[str, Tensor]:
     leaf = x.clone().requires_grad_()
     y = model(leaf)
     (y * torch.linspace(-1, 2, y.numel(), dtype=y.dtype).view(y.shape)).sum().backward()
-    found = {"y": y, "x": leaf.grad, **{k: p.grad for k, p in model.named_parameters()}}
+    found = {"y": y, "x": leaf.grad}
+    found |= {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     return found | dict(model.named_buffers())  # type: ignore[return-value]
 
 
@@ -67,8 +76,9 @@ def step(model: nn.Module, x: Tensor, mode: bool) -> dict[str, Tensor]:
 def test_a_step(name: str, mode: bool) -> None:
     """Over the output and all gradients, and over all statistics: one alone is often a sum that cancels."""
     patched, stock, exact = map(without_dropout, twins(name))
-    x = torch.randn(3, 3, 67, 78)
+    x = torch.randn(3, 3, 64, 96) if "seg" in name else torch.randn(3, 3, 67, 78)
     got, baseline, truth = step(patched, x, mode), step(stock, x, mode), step(exact, x.double(), mode)
+    assert got.keys() == baseline.keys() == truth.keys()
     buffers, sums = dict(stock.named_buffers()), {True: [0.0, 0.0], False: [0.0, 0.0]}
     for key, value in truth.items():
         scale = value.abs().max().item()

@@ -111,3 +111,36 @@ def test_older_timm(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with torch.no_grad():
         assert effnet_fast.report(patched).fused == 1
         torch.testing.assert_close(patched(x), stock(x))
+
+
+def test_settings_that_modules_share_and_that_change_in_place() -> None:
+    """transformers' layers read ``config.tf_padding`` at every call."""
+    stock, patched, x = pair("transformers-mobilenet-stride2")
+    for block in (stock, patched):
+        block.eval()
+    for padding in (False, True, False):
+        for block in (stock, patched):
+            # A copied block has a copied config.
+            block.conv_3x3.config.tf_padding = padding
+            block.conv_3x3.convolution.padding = (0, 0) if padding else (1, 1)
+        with use_backend("reference"), torch.no_grad():
+            assert effnet_fast.report(patched).fused == 1
+            torch.testing.assert_close(patched(x), stock(x))
+    with use_backend("reference"), torch.no_grad():
+        for block in (stock, patched):
+            block.conv_3x3.config.tf_padding = True
+        (row,) = effnet_fast.report(patched).rows
+        assert "pads by (1, 1) besides" in row.reason
+        torch.testing.assert_close(patched(x), stock(x))
+
+
+def test_a_library_that_pads_for_another_kernel_than_the_weights() -> None:
+    stock, patched, x = pair("transformers-mobilenet")
+    for block in (stock, patched):
+        block.eval()
+        block.conv_3x3.convolution.kernel_size = (5, 5)
+    stock.use_residual = patched.use_residual = False
+    with use_backend("reference"), torch.no_grad():
+        (row,) = effnet_fast.report(patched).rows
+        assert row.reason == "it pads for a kernel of 5, which is 3"
+        assert patched(x).shape == stock(x).shape == (3, 8, 13, 13)

@@ -24,21 +24,8 @@ from ..nn.parts import (
 )
 from ..nn.parts import SqueezeExcite as SqueezeExciteParts
 from ..nn.tensors import check_plain
+from ..patching import libraries
 from ..patching.registry import read_parts
-
-#: Networks, named so that nothing has to be imported: (module, class) -> our module with ``network``.
-_KNOWN = {
-    ("effnet_fast.models.efficientnet", "EfficientNet"): "effnet_fast.patching.torchvision",
-    ("torchvision.models.efficientnet", "EfficientNet"): "effnet_fast.patching.torchvision",
-    ("torchvision.models.mobilenetv2", "MobileNetV2"): "effnet_fast.patching.torchvision",
-    ("torchvision.models.mobilenetv3", "MobileNetV3"): "effnet_fast.patching.torchvision",
-    ("torchvision.models.mnasnet", "MNASNet"): "effnet_fast.patching.torchvision",
-    ("timm.models.mobilenetv3", "MobileNetV3"): "effnet_fast.patching.timm",
-    ("timm.models.efficientnet", "EfficientNet"): "effnet_fast.patching.timm",
-    ("efficientnet_pytorch.model", "EfficientNet"): "effnet_fast.patching.efficientnet_pytorch",
-    ("efficientnet_lite_pytorch.model", "EfficientNet"): "effnet_fast.patching.efficientnet_pytorch",
-}
-KNOWN_LIBRARIES = "effnet_fast, torchvision, timm, efficientnet_pytorch, efficientnet_lite_pytorch"
 
 DTYPES = (torch.float32, torch.bfloat16)
 _LINEAR = ("torch.nn.modules.linear.Linear", "timm.layers.linear.Linear")
@@ -58,7 +45,7 @@ class Extracted(NamedTuple):
 
 def is_known(model: nn.Module) -> bool:
     """Whether an adapter knows this network, by its exact class: a subclass may compute something else."""
-    return (type(model).__module__, type(model).__qualname__) in _KNOWN
+    return (type(model).__module__, type(model).__qualname__) in libraries.NETWORKS
 
 
 def check_model(model: nn.Module) -> None:
@@ -103,7 +90,7 @@ def extract(model: nn.Module) -> Extracted:
     Raises:
         UnsupportedBlockError: a part that the network cannot represent; the message names the module.
     """
-    module = _KNOWN[type(model).__module__, type(model).__qualname__]
+    module = libraries.NETWORKS[type(model).__module__, type(model).__qualname__]
     try:
         parts: NetworkParts = importlib.import_module(module).network(model)
         found = _fold_all(model, parts)

@@ -14,12 +14,12 @@ from ..backend.cpu import engine
 from ..backend.network import Network
 from ..backend.reference.network import ReferenceProgram
 from ..errors import BackendError, EffnetFastError, UnsupportedBlockError
-from ..patching import patch, report
+from ..patching import libraries, patch, report
 from ..patching.registry import candidates
 from ..system import advice
 from . import check
 from .continued import Continued
-from .extract import DTYPES, KNOWN_LIBRARIES, check_model, extract, is_known
+from .extract import DTYPES, check_model, extract, is_known
 from .module import Inference, OptimizedModel, PatchedCopy, Program, check_input, facts_of
 
 Example = Tensor | Sequence[int]
@@ -140,7 +140,7 @@ def _patched_copy(model: nn.Module, dtype: torch.dtype) -> PatchedCopy:
     if not fused:
         why = f"; {rows[0].name}: {rows[0].reason}" if rows else ""
         raise UnsupportedBlockError(
-            f"optimize: {type(model).__name__} is not a network of {KNOWN_LIBRARIES} that is known whole, and "
+            f"optimize: {type(model).__name__} is not a network of {libraries.NAMES} that is known whole, and "
             f"{'none of its blocks runs fused' if rows else 'holds no MBConv block that is known'}{why}"
         )
     return PatchedCopy(twin.to(memory_format=torch.channels_last), dtype, fused)

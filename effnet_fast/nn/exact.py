@@ -10,101 +10,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from types import BuiltinFunctionType, FunctionType, MethodType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
 
 from ..errors import UnsupportedBlockError
 from ..ops.declare import constant_result
-
-
-class Known(NamedTuple):
-    """What a call of a class runs besides ``forward``: methods, and functions that they look up in a module."""
-
-    methods: tuple[str, ...] = ()
-    functions: tuple[tuple[str, str], ...] = ()
-
-
-def _functional(*names: str) -> Known:
-    return Known((), tuple(("torch.nn.functional", name) for name in names))
-
-
-_SAME_CONV = _functional("conv2d", "pad")
-_BLOCK = _functional("adaptive_avg_pool2d")
-
-#: Every class of which the kernels know what it computes, by module and name.
-KNOWN: dict[str, Known] = {
-    "torch.nn.modules.container.Sequential": Known(("__iter__",)),
-    "torch.nn.modules.conv.Conv2d": Known(("_conv_forward",), (("torch.nn.functional", "conv2d"),)),
-    "torch.nn.modules.linear.Linear": _functional("linear"),
-    "torch.nn.modules.linear.Identity": Known(),
-    "torch.nn.modules.batchnorm.BatchNorm2d": Known(
-        ("_check_input_dim",), (("torch.nn.functional", "batch_norm"),)
-    ),
-    "torch.nn.modules.batchnorm.SyncBatchNorm": Known(
-        ("_check_input_dim",), (("torch.nn.functional", "batch_norm"),)
-    ),
-    "torch.nn.modules.activation.SiLU": _functional("silu"),
-    "torch.nn.modules.activation.ReLU": _functional("relu"),
-    "torch.nn.modules.activation.ReLU6": _functional("hardtanh"),
-    "torch.nn.modules.activation.Hardswish": _functional("hardswish"),
-    "torch.nn.modules.activation.Sigmoid": Known((), (("torch", "sigmoid"),)),
-    "torch.nn.modules.activation.Hardsigmoid": _functional("hardsigmoid"),
-    "torch.nn.modules.pooling.AdaptiveAvgPool2d": _functional("adaptive_avg_pool2d"),
-    "torch.nn.modules.padding.ZeroPad2d": _functional("pad"),
-    "torch.nn.modules.flatten.Flatten": Known(),
-    **{
-        f"torch.nn.modules.dropout.{name}": Known()
-        for name in ("Dropout", "Dropout2d", "AlphaDropout", "FeatureAlphaDropout")
-    },
-    "torchvision.ops.misc.Conv2dNormActivation": Known(("__iter__",)),
-    "torchvision.ops.misc.SqueezeExcitation": Known(("_scale",)),
-    "torchvision.ops.stochastic_depth.StochasticDepth": Known(
-        (), (("torchvision.ops.stochastic_depth", "stochastic_depth"),)
-    ),
-    "torchvision.models.efficientnet.MBConv": Known(),
-    "torchvision.models.efficientnet.EfficientNet": Known(("_forward_impl",)),
-    "torchvision.models.mobilenetv2.InvertedResidual": Known(),
-    "torchvision.models.mobilenetv2.MobileNetV2": Known(
-        ("_forward_impl",), (("torch.nn.functional", "adaptive_avg_pool2d"),)
-    ),
-    "torchvision.models.mobilenetv3.InvertedResidual": Known(),
-    "torchvision.models.mobilenetv3.MobileNetV3": Known(("_forward_impl",)),
-    "torchvision.models.mnasnet._InvertedResidual": Known(),
-    "torchvision.models.mnasnet.MNASNet": Known(),
-    "effnet_fast.nn.mbconv.ConvNormAct": Known(("__iter__",)),
-    "effnet_fast.nn.mbconv.SqueezeExcitation": Known(),
-    "effnet_fast.nn.mbconv.StochasticDepth": Known((), (("effnet_fast.nn.mbconv", "stochastic_depth"),)),
-    "effnet_fast.nn.mbconv.MBConv": Known(),
-    "effnet_fast.models.efficientnet.EfficientNet": Known(),
-    "timm.models._efficientnet_blocks.InvertedResidual": Known(),
-    "timm.models._efficientnet_blocks.DepthwiseSeparableConv": Known(),
-    "timm.models._efficientnet_blocks.SqueezeExcite": Known(),
-    "timm.models._efficientnet_blocks.ConvBnAct": Known(),
-    "timm.models.efficientnet.EfficientNet": Known(("forward_features", "forward_head")),
-    "timm.models.mobilenetv3.MobileNetV3": Known(("forward_features", "forward_head")),
-    "timm.layers.linear.Linear": _functional("linear"),
-    "timm.layers.norm_act.BatchNormAct2d": _functional("batch_norm"),
-    "timm.layers.norm_act.SyncBatchNormAct": _functional("batch_norm"),
-    "timm.layers.conv2d_same.Conv2dSame": Known((), (("timm.layers.conv2d_same", "conv2d_same"),)),
-    "timm.layers.drop.DropPath": Known((), (("timm.layers.drop", "drop_path"),)),
-    "timm.layers.activations.Swish": Known((), (("timm.layers.activations", "swish"),)),
-    "timm.layers.activations.Sigmoid": Known(),
-    "timm.layers.adaptive_avgmax_pool.SelectAdaptivePool2d": Known(),
-    "timm.layers.adaptive_avgmax_pool.FastAdaptiveAvgPool": Known(),
-}
-for _library in ("efficientnet_pytorch", "efficientnet_lite_pytorch"):
-    _drop_connect = ((f"{_library}.model", "drop_connect"),)
-    KNOWN |= {
-        f"{_library}.utils.Conv2dStaticSamePadding": _SAME_CONV,
-        f"{_library}.utils.Conv2dDynamicSamePadding": _SAME_CONV,
-        f"{_library}.utils.Identity": Known(),
-        f"{_library}.utils.Swish": Known(),
-        f"{_library}.utils.MemoryEfficientSwish": Known(),
-        f"{_library}.model.MBConvBlock": _BLOCK._replace(functions=_BLOCK.functions + _drop_connect),
-        f"{_library}.model.EfficientNet": Known(("extract_features",)),
-    }
+from .known import KNOWN, Known
 
 #: What ``module(x)`` runs before ``forward``.
 _CALL = ("__call__", "_call_impl", "__getattr__")

@@ -19,6 +19,11 @@ from .exact import code_of, inside, library_class
 #: Where a patched block keeps its fingerprint, in its ``__dict__``: copies begin without one.
 ATTRIBUTE = "_effnet_fast_fingerprint"
 
+
+def _is_settings(value: Any) -> bool:
+    return type(value).__name__.endswith("Config") and hasattr(value, "__dict__")
+
+
 #: Calls at most until a block that was refused for what it is made of is looked at again.
 MOST_WAITS = 63
 
@@ -62,6 +67,9 @@ class Fingerprint:
         self._live = [space for module in self._modules for space in (module.__dict__, module._modules)]
         # Lists change in place: strides may be some.
         self._live += [v for module in self._modules for v in module.__dict__.values() if type(v) is list]
+        # So do settings that modules share (transformers' config), of which their forwards read.
+        shared = {id(v): v for m in self._modules for v in m.__dict__.values() if _is_settings(v)}
+        self._live += [vars(settings) for settings in shared.values()]
         self._saved = list(map(copy.copy, self._live))
         self._types = list(map(type, self._modules))
         self._hooks = [

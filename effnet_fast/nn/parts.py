@@ -54,6 +54,8 @@ class MBConvParts(NamedTuple):
     recompute_expand: bool = False
     #: Where the tensors lie (:class:`effnet_fast.nn.tensors.Slots`), filled in when the block is read.
     slots: Any = None
+    #: The depthwise kernel for which a library pads, where it does not ask the weight; 0: it asks the weight.
+    padded_kernel: int = 0
 
     @property
     def weight(self) -> Tensor:
@@ -123,6 +125,9 @@ _ACTIVATIONS = {
     # x * sigmoid(x); the memory-efficient ones recompute it in their backward, as our kernels do.
     "timm.layers.activations.Swish": "silu",
     "timm.layers.activations.Sigmoid": "sigmoid",
+    "geffnet.activations.activations.HardSwish": "hardswish",
+    "geffnet.activations.activations_me.HardSwishMe": "hardswish",
+    "transformers.activations.SiLUActivation": "silu",
     **{
         f"{library}.utils.{name}": "silu"
         for library in ("efficientnet_pytorch", "efficientnet_lite_pytorch")
@@ -182,7 +187,9 @@ def check_parts(parts: MBConvParts) -> None:
 
 def check_pointwise(name: str, conv: nn.Conv2d) -> None:
     """Refuse a 1x1 convolution that strides, pads or has groups; its kernel size is its weight's."""
-    if tuple(conv.stride) != (1, 1) or conv.groups != 1 or any(conv_padding(conv)):
+    # 1x1 convolutions pad nothing by either word.
+    padded = conv.padding not in ("same", "valid") and any(conv_padding(conv))
+    if tuple(conv.stride) != (1, 1) or conv.groups != 1 or padded:
         raise UnsupportedBlockError(f"{name} is not a plain 1x1")
 
 

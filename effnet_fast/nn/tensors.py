@@ -94,6 +94,8 @@ def _check_block(parts: MBConvParts, tensors: list[Tensor | None], shapes: list[
         raise UnsupportedBlockError("the depthwise convolution has a channel multiplier or wider groups")
     if len(stencil) != 4 or stencil[2] != stencil[3] or stencil[2] not in KERNEL_SIZES:
         raise UnsupportedBlockError(f"depthwise kernel {tuple(stencil[2:])} is not 3x3, 5x5 or 7x7")
+    if parts.padded_kernel not in (0, stencil[2]):
+        raise UnsupportedBlockError(f"it pads for a kernel of {parts.padded_kernel}, which is {stencil[2]}")
     channels, inputs = stencil[0], stencil[0]
     if first is not None:
         inputs = first[1]

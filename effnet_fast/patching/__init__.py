@@ -13,7 +13,7 @@ from ..nn import tensors
 from ..nn.fingerprint import ATTRIBUTE
 from ..nn.fused import compute_dtype
 from ..system import advice
-from . import table
+from . import libraries, table
 from .registry import (
     RECOMPUTES,
     candidates,
@@ -46,8 +46,8 @@ def patch(
     normalization, an unknown activation) or no fast backend runs here, it runs its own code; :func:`report` says why.
 
     Args:
-        model: any module holding blocks of torchvision, timm, efficientnet_pytorch, efficientnet_lite_pytorch, this
-            package, or a class given to :func:`register_block`.
+        model: any module holding blocks of torchvision, timm, efficientnet_pytorch, efficientnet_lite_pytorch, geffnet,
+            transformers, segmentation_models_pytorch, this package, or a class given to :func:`register_block`.
         filter_fn: ``filter_fn(block, name) -> bool``; only blocks it accepts are patched.
         strict: raise if a block found cannot run fused, or if none is found.
         recompute_expand: train in less memory: the backward convolves again where a convolution widens its input
@@ -105,8 +105,8 @@ def _warn_of_nothing(model: nn.Module, filtered: bool) -> None:
         advice.warn("patch: filter_fn accepted none of the blocks, and the model stays as it is")
         return
     advice.warn(
-        f"patch: no MBConv block of torchvision, timm, efficientnet_pytorch, efficientnet_lite_pytorch or effnet_fast "
-        f"found in {type(model).__name__}, which stays as it is; effnet_fast.register_block teaches other classes"
+        f"patch: no MBConv block of {libraries.NAMES} found in {type(model).__name__}, which stays as it is; "
+        "effnet_fast.register_block teaches other classes"
     )
 
 

@@ -1,4 +1,7 @@
-"""``MBConvBlock`` of the packages efficientnet_pytorch and efficientnet_lite_pytorch (TensorFlow's "SAME" padding)."""
+"""``MBConvBlock`` of efficientnet_pytorch and its relatives efficientnet_lite_pytorch and segmentation_models_pytorch.
+
+They pad as TensorFlow does ("SAME").
+"""
 
 from __future__ import annotations
 
@@ -21,32 +24,34 @@ from ..nn.parts import (
     conv_padding,
 )
 
-_LIBRARIES = ("efficientnet_pytorch", "efficientnet_lite_pytorch")
-_STATIC = tuple(f"{library}.utils.Conv2dStaticSamePadding" for library in _LIBRARIES)
-_DYNAMIC = tuple(f"{library}.utils.Conv2dDynamicSamePadding" for library in _LIBRARIES)
+#: Which flags its ``forward`` reads instead of the block's arguments.
+_SEGMENTATION = "segmentation_models_pytorch.encoders._efficientnet"
+_LAYERS = (
+    *(f"{name}.utils" for name in ("efficientnet_pytorch", "efficientnet_lite_pytorch")),
+    _SEGMENTATION,
+)
+_STATIC = tuple(f"{layers}.Conv2dStaticSamePadding" for layers in _LAYERS)
+_DYNAMIC = tuple(f"{layers}.Conv2dDynamicSamePadding" for layers in _LAYERS)
 
 #: The lite package's own.
-_NOTHING = ("torch.nn.modules.linear.Identity", *(f"{library}.utils.Identity" for library in _LIBRARIES))
+_NOTHING = ("torch.nn.modules.linear.Identity", *(f"{layers}.Identity" for layers in _LAYERS))
 
 
 def parts(block: nn.Module, drop_connect_rate: float | None = None) -> MBConvParts:
     """``drop_connect_rate`` is what the block's ``forward`` received."""
     if drop_connect_rate is not None:
         check_rate(drop_connect_rate)
-    args = block._block_args
-    if not isinstance(args, tuple):
-        raise UnsupportedBlockError(f"its arguments are a {type(args).__name__}, not the library's tuple")
+    expands, excites, residual = _facts(block)
     act = activation_name(block._swish)
-    residual = bool(block.id_skip and args.stride == 1 and args.input_filters == args.output_filters)
     depthwise = ConvBN(_conv(block._depthwise_conv), block._bn1, act)
     _check_unpadded(block._project_conv)
     squeeze_excite = None
-    if block.has_se:
+    if excites:
         for conv in (block._se_reduce, block._se_expand):
             _check_unpadded(conv)
         squeeze_excite = SqueezeExcite(_conv(block._se_reduce), _conv(block._se_expand), act, "sigmoid")
     expand = None
-    if args.expand_ratio != 1:
+    if expands:
         _check_unpadded(block._expand_conv)
         expand = ConvBN(_conv(block._expand_conv), block._bn0, act)
     return MBConvParts(
@@ -58,6 +63,17 @@ def parts(block: nn.Module, drop_connect_rate: float | None = None) -> MBConvPar
         padding=_padding(depthwise.conv),
         row_scale=_drop_connect(drop_connect_rate) if drop_connect_rate and block.training else None,
     )
+
+
+def _facts(block: nn.Module) -> tuple[bool, bool, bool]:
+    """Whether it expands, squeezes and excites, and adds its input."""
+    if name_of(block) == f"{_SEGMENTATION}.MBConvBlock":
+        return bool(block._has_expansion), bool(block._has_se), bool(block._has_drop_connect)
+    args = block._block_args
+    if not isinstance(args, tuple):
+        raise UnsupportedBlockError(f"its arguments are a {type(args).__name__}, not the library's tuple")
+    residual = bool(block.id_skip and args.stride == 1 and args.input_filters == args.output_filters)
+    return bool(args.expand_ratio != 1), bool(block.has_se), residual
 
 
 def network(model: nn.Module) -> NetworkParts:

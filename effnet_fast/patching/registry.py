@@ -21,29 +21,10 @@ from ..nn import exact, fused, fused_layer, small_images, tensors
 from ..nn.fingerprint import ATTRIBUTE, Fingerprint
 from ..nn.observed import observed
 from ..nn.parts import ConvLayerParts, MBConvParts, check_layer, check_parts
+from . import libraries
 
 #: block and what its forward received besides ``x`` -> its parts; raises UnsupportedBlockError.
 Adapter = Callable[..., "MBConvParts | ConvLayerParts"]
-
-#: Blocks of other libraries, named so that nothing has to be imported: (module, class) -> our module with ``parts``.
-_KNOWN = {
-    ("effnet_fast.nn.mbconv", "MBConv"): "effnet_fast.patching.torchvision",
-    ("torchvision.models.efficientnet", "MBConv"): "effnet_fast.patching.torchvision",
-    ("torchvision.models.mobilenetv2", "InvertedResidual"): "effnet_fast.patching.torchvision",
-    ("torchvision.models.mobilenetv3", "InvertedResidual"): "effnet_fast.patching.torchvision",
-    ("torchvision.models.mnasnet", "_InvertedResidual"): "effnet_fast.patching.torchvision",
-    ("efficientnet_pytorch.model", "MBConvBlock"): "effnet_fast.patching.efficientnet_pytorch",
-    ("timm.models._efficientnet_blocks", "InvertedResidual"): "effnet_fast.patching.timm",
-    ("timm.models._efficientnet_blocks", "DepthwiseSeparableConv"): "effnet_fast.patching.timm",
-    ("efficientnet_lite_pytorch.model", "MBConvBlock"): "effnet_fast.patching.efficientnet_pytorch",
-}
-
-#: Convolution, normalization and activation in one module, patched where they stand outside the blocks.
-_LAYERS = {
-    ("effnet_fast.nn.mbconv", "ConvNormAct"): "effnet_fast.patching.layers",
-    ("torchvision.ops.misc", "Conv2dNormActivation"): "effnet_fast.patching.layers",
-    ("timm.models._efficientnet_blocks", "ConvBnAct"): "effnet_fast.patching.timm",
-}
 
 #: Attribute of a patched block; in its ``__dict__``, so that copies and pickles keep it.
 RECOMPUTES = "_effnet_fast_recompute_expand"
@@ -115,7 +96,7 @@ def find_adapter(block_class: type[nn.Module]) -> Adapter | None:
     if adapter is None:
         if exact.shards(block_class):
             return find_adapter(block_class.__bases__[1])
-        module = (_KNOWN | _LAYERS).get((block_class.__module__, block_class.__qualname__))
+        module = (libraries.BLOCKS | libraries.LAYERS).get((block_class.__module__, block_class.__qualname__))
         if module is not None and exact.is_where_it_says(block_class):
             adapter = _adapters[block_class] = importlib.import_module(module).parts
             _known.add(block_class)
@@ -130,7 +111,7 @@ def candidates(model: nn.Module) -> list[tuple[str, nn.Module]]:
         block_class = original_class(module)
         if exact.shards(block_class):
             block_class = block_class.__bases__[1]
-        layer = (block_class.__module__, block_class.__qualname__) in _LAYERS
+        layer = (block_class.__module__, block_class.__qualname__) in libraries.LAYERS
         if find_adapter(block_class) is None or (layer and module in inside):
             continue
         found.append((name, module))

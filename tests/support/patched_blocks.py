@@ -81,6 +81,37 @@ def timm_block(kind: str, **options) -> nn.Module:
     return shake_batch_norms(block)
 
 
+def segmentation_block(stride: int) -> nn.Module:
+    """segmentation_models_pytorch's copy of efficientnet_pytorch."""
+    library = pytest.importorskip("segmentation_models_pytorch.encoders._efficientnet")
+    blocks, settings = library.get_model_params("efficientnet-b0", {"image_size": 11})
+    args = blocks[1]._replace(input_filters=8, output_filters=8, stride=stride, kernel_size=5)
+    return shake_batch_norms(library.MBConvBlock(args, settings, image_size=11))
+
+
+def geffnet_block(kind: str, **options) -> nn.Module:
+    blocks = pytest.importorskip("geffnet.efficientnet_builder")
+    common = {"act_layer": nn.SiLU, "se_ratio": 0.25, "drop_connect_rate": 0.4}
+    return shake_batch_norms(getattr(blocks, kind)(8, 8, **(common | options)))
+
+
+def transformers_block(stride: int = 1, kernel: int = 5) -> nn.Module:
+    library = pytest.importorskip(
+        "transformers.models.efficientnet.modeling_efficientnet", exc_type=ImportError
+    )
+    settings = library.EfficientNetConfig()
+    options = {"kernel_size": kernel, "drop_rate": 0.0, "id_skip": stride == 2, "adjust_padding": kernel == 3}
+    return shake_batch_norms(library.EfficientNetBlock(settings, 8, 8, stride, 3, **options))
+
+
+def transformers_mobilenet_block(stride: int = 1, tf_padding: bool = True) -> nn.Module:
+    library = pytest.importorskip(
+        "transformers.models.mobilenet_v2.modeling_mobilenet_v2", exc_type=ImportError
+    )
+    settings = library.MobileNetV2Config(expand_ratio=3, tf_padding=tf_padding)
+    return shake_batch_norms(library.MobileNetV2InvertedResidual(settings, 8, 8, stride))
+
+
 BLOCKS: dict[str, Callable[[], nn.Module]] = {
     "torchvision": torchvision_block,
     "torchvision-no-expand": lambda: torchvision_block(expand=1, kernel=3),
@@ -97,6 +128,15 @@ BLOCKS: dict[str, Callable[[], nn.Module]] = {
     "lite-dynamic": lambda: lite_block(None, 2),
     "lite-residual": lambda: lite_block(None, 1),
     "efficientnet_pytorch": swish_block,
+    "segmentation": lambda: segmentation_block(1),
+    "segmentation-stride2": lambda: segmentation_block(2),
+    "geffnet": lambda: geffnet_block("InvertedResidual", dw_kernel_size=5, exp_ratio=4.0),
+    "geffnet-same": lambda: geffnet_block("InvertedResidual", stride=2, exp_ratio=4.0, pad_type="same"),
+    "geffnet-separable": lambda: geffnet_block("DepthwiseSeparableConv"),
+    "transformers": transformers_block,
+    "transformers-stride2": lambda: transformers_block(2, 3),
+    "transformers-mobilenet": transformers_mobilenet_block,
+    "transformers-mobilenet-stride2": lambda: transformers_mobilenet_block(2, False),
     "timm": lambda: timm_block("InvertedResidual", dw_kernel_size=5, exp_ratio=4.0),
     "timm-same": lambda: timm_block("InvertedResidual", stride=2, exp_ratio=4.0, pad_type="same"),
     "timm-hardswish": lambda: timm_block(
