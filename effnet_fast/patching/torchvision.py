@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UnsupportedBlockError
-from ..nn.exact import name_of
+from ..nn.exact import library_class, name_of
 from ..nn.parts import (
     ConvBN,
     MBConvParts,
@@ -143,7 +143,7 @@ def _mnasnet(model: nn.Module) -> NetworkParts:
 
 def conv_bn(layer: nn.Module) -> ConvBN:
     """A ``Conv2dNormActivation``: convolution, normalization and, perhaps, activation in a row."""
-    kind = type(layer).__name__
+    kind = library_class(type(layer)).__name__
     if name_of(layer) not in _LAYERS:
         raise UnsupportedBlockError(f"{kind} is not convolution, normalization, activation")
     return _in_a_row([child for child in layer._modules.values() if child is not None], kind)
