@@ -4,6 +4,7 @@
 
 #include "cpu/engine/items.h"
 #include "cpu/isa/act.h"
+#include "cpu/isa/column_blocks.h"
 #include "cpu/isa/streaming.h"
 
 namespace effnet::cpu::EFFNET_ISA {
@@ -86,27 +87,9 @@ inline __attribute__((always_inline)) void convolve_columns(const Rows& taps, in
 
 template <int kKernel, int kStride>
 void convolve(const Rows& taps, int64_t columns, FinishColumns* finish, RowOut& out) {
-  const int64_t blocks = divide_up(columns, kColumns);
-  int64_t column = 0;
-  for (int64_t block = 0; block < blocks; ++block) {
-    const int64_t end = (block + 1) * columns / blocks;
-    switch (end - column) {
-#define EFFNET_COLUMNS(n)                                             \
-  case n:                                                             \
-    convolve_columns<kKernel, kStride, n>(taps, column, finish, out); \
-    break;
-      EFFNET_COLUMNS(1)
-      EFFNET_COLUMNS(2)
-      EFFNET_COLUMNS(3)
-      EFFNET_COLUMNS(4)
-      EFFNET_COLUMNS(5)
-      EFFNET_COLUMNS(6)
-      EFFNET_COLUMNS(7)
-      EFFNET_COLUMNS(8)
-#undef EFFNET_COLUMNS
-    }
-    column = end;
-  }
+  for_column_blocks<kColumns>(columns, [&](int64_t column, auto count) __attribute__((always_inline)) {
+    convolve_columns<kKernel, kStride, count.value>(taps, column, finish, out);
+  });
 }
 
 using Convolve = decltype(&convolve<3, 1>);

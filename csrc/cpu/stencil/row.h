@@ -2,6 +2,7 @@
 // convolution; compiled once per instruction set.
 #pragma once
 
+#include "cpu/isa/column_blocks.h"
 #include "cpu/isa/vec.h"
 #include "cpu/stencil/forward.h"
 
@@ -57,28 +58,9 @@ inline __attribute__((always_inline)) void convolve_block(const Taps& taps, int6
 // Output columns [0, columns) of one row, kLanes channels: out[columns][kLanes].
 template <int kKernel, int kStride>
 void convolve_row(const Taps& taps, int64_t columns, float* out) {
-  const int64_t blocks = (columns + kMaxColumns - 1) / kMaxColumns;
-  int64_t column = 0;
-  for (int64_t block = 0; block < blocks; ++block) {
-    // Nearly equal blocks: 12 columns are 6 + 6 rather than 8 + 4.
-    const int64_t end = (block + 1) * columns / blocks;
-    switch (end - column) {
-#define EFFNET_COLUMNS(n)                                   \
-  case n:                                                   \
-    convolve_block<kKernel, kStride, n>(taps, column, out); \
-    break;
-      EFFNET_COLUMNS(1)
-      EFFNET_COLUMNS(2)
-      EFFNET_COLUMNS(3)
-      EFFNET_COLUMNS(4)
-      EFFNET_COLUMNS(5)
-      EFFNET_COLUMNS(6)
-      EFFNET_COLUMNS(7)
-      EFFNET_COLUMNS(8)
-#undef EFFNET_COLUMNS
-    }
-    column = end;
-  }
+  for_column_blocks<kMaxColumns>(columns, [&](int64_t column, auto count) __attribute__((always_inline)) {
+    convolve_block<kKernel, kStride, count.value>(taps, column, out);
+  });
 }
 
 using ConvolveRow = decltype(&convolve_row<3, 1>);
