@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from ..build.whole_file import replacing
 from ..errors import EffnetFastError
 from . import configs
 from .configs import Config
@@ -120,7 +121,6 @@ def store(device_name: str, winners: dict[str, Any]) -> Path:
         EffnetFastError: the folder or the file cannot be written.
     """
     path = cache_file(device_name)
-    partial = path.with_suffix(".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.with_suffix(".lock").open("w") as lock:
@@ -129,8 +129,10 @@ def store(device_name: str, winners: dict[str, Any]) -> Path:
                 known = _entries(path)
             except ValueError:
                 known = {}
-            partial.write_text(json.dumps(known | winners, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-            partial.replace(path)
+            with replacing(path) as partial:
+                partial.write_text(
+                    json.dumps(known | winners, indent=1, sort_keys=True) + "\n", encoding="utf-8"
+                )
     except OSError as error:
         raise EffnetFastError(
             f"tuning: {path} cannot be written: {error.strerror}; EFFNET_FAST_CACHE names another folder"

@@ -146,12 +146,6 @@ def compiler(library: Path) -> str:
     return str(json.loads(manifest.read_text())["products"].get("_cuda", {}).get("nvcc", ""))
 
 
-def page(library: Path) -> str:
-    """docs/kernels/cuda_resources.md, as it is for a library."""
-    kernels = resources(library)
-    return table(kernels, loads_of(library, kernels), compiler(library))
-
-
 def loads_of(library: Path, kernels: list[Kernel]) -> dict[str, dict[tuple[str, str], int]]:
     """:func:`wide_loads` of the architectures whose instructions are read, where the library has them."""
     present = {kernel.arch for kernel in kernels}

@@ -48,9 +48,12 @@ def test_the_page_is_of_this_library(script: ModuleType, library: Path) -> None:
     nvcc = script.compiler(library)
     if f"nvcc\n{nvcc} compiles" not in page:
         pytest.skip(f"the page is of another nvcc than {nvcc}")
-    if not set(re.findall(r"registers (sm_\d+)", page)) <= {k.arch for k in script.resources(library)}:
+    kernels = script.resources(library)
+    if not set(re.findall(r"registers (sm_\d+)", page)) <= {kernel.arch for kernel in kernels}:
         pytest.skip("the library is not for every architecture of the page")
-    assert script.page(library) == page, f"stale: python scripts/cuda_resources.py --write {PAGE}"
+    assert script.table(kernels, script.loads_of(library, kernels), nvcc) == page, (
+        f"stale: python scripts/cuda_resources.py --write {PAGE}"
+    )
 
 
 def test_every_template_is_there(script: ModuleType, library: Path) -> None:

@@ -199,7 +199,7 @@ def test_a_part_that_fails_is_recorded_and_hinders_nothing(
     assert manifest["missing"] == {}
     assert manifest["products"]["_C"]["sources"] == build.source_hash(root, "_C")
     assert (out / manifest["products"]["_C"]["file"]).is_file()
-    assert [path.name for path in out.iterdir() if path.name.startswith(".new-")] == []
+    assert [path.name for path in out.iterdir() if path.name.endswith(".part")] == []
 
 
 def test_skipping(checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,6 @@ import os
 import re
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -23,6 +22,7 @@ from typing import Any
 from . import gpu, toolchain
 from .progress import Progress, run
 from .toolchain import MissingTool
+from .whole_file import replacing
 
 PACKAGE = Path(__file__).resolve().parent.parent
 MANIFEST = "build.json"
@@ -217,12 +217,9 @@ def _build_product(product: str, root: Path, out: Path, work: Path, verbose: boo
     finally:
         progress.close()
     library = max(tree.glob(f"{product}*.so"), key=lambda path: path.stat().st_mtime)
-    out.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=out, prefix=".new-", delete=False) as handle:
-        temporary = Path(handle.name)
-    shutil.copyfile(library, temporary)
-    temporary.chmod(0o755)
-    os.replace(temporary, out / library.name)
+    with replacing(out / library.name) as new:
+        shutil.copyfile(library, new)
+        new.chmod(0o755)
     return {"file": library.name, "sources": before, "seconds": round(progress.seconds), **facts}
 
 
@@ -247,9 +244,8 @@ def _record(
             manifest["products"][product] = built
         if missing is not None:
             manifest["missing"][product] = missing
-        temporary = out / f".{MANIFEST}.new"
-        temporary.write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")
-        os.replace(temporary, out / MANIFEST)
+        with replacing(out / MANIFEST) as new:
+            new.write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")
 
 
 def build(

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
+from ..build import whole_file
 from ..errors import EffnetFastError
 
 
@@ -23,9 +24,10 @@ def check_file(path: Path, command: str) -> None:
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         if _is_special(path):
             return
-        partial = _partial(path)
-        partial.touch()
-        partial.unlink()
+        probe = path.resolve().with_name(path.name + ".part")
+        probe.parent.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
 
 
 def check_folder(path: Path, command: str) -> None:
@@ -53,21 +55,13 @@ def replacing(path: Path, command: str) -> Iterator[TextIO]:
             with path.open("w", newline="") as file:
                 yield file
             return
-        partial = _partial(path)
-        with partial.open("w", newline="") as file:
-            yield file
         # A link stays, and leads to the new file.
-        partial.replace(path.resolve())
+        with whole_file.replacing(path.resolve()) as partial, partial.open("w", newline="") as file:
+            yield file
 
 
 def _is_special(path: Path) -> bool:
     return path.exists() and not path.is_file()
-
-
-def _partial(path: Path) -> Path:
-    path = path.resolve()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path.with_name(path.name + ".part")
 
 
 @contextmanager
