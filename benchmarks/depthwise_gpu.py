@@ -20,6 +20,7 @@ from torch import Tensor
 
 from benchmarks.shapes import Shape, shapes
 from effnet_fast.backend import cuda, reference
+from effnet_fast.records import DepthwiseIncoming, Source
 from effnet_fast.tolerance import assert_accurate
 from effnet_fast.types import Affine
 
@@ -93,11 +94,12 @@ def providers(shape: Shape, x: Tensor, backward: bool) -> tuple[dict[str, Callab
     runs: dict[str, Callable[[], Any]] = {}
     if backward:
         dy = torch.randn_like(reference.depthwise(*args).y)
+        records = DepthwiseIncoming(dy), Source(x)
         for name, module in (("cuda", cuda), ("triton", triton)):
-            runs[name] = lambda module=module: module.depthwise_backward(dy, *args)  # type: ignore[misc]
+            runs[name] = lambda module=module: module.depthwise_backward(*records, *args[1:])  # type: ignore[misc]
         for name, layout in (("NHWC", torch.channels_last), ("NCHW", torch.contiguous_format)):
             runs[f"pytorch {name}"] = _stock_backward(shape, dy, x, weight, layout)
-        truth = reference.depthwise_backward(dy, *args)
+        truth = reference.depthwise_backward(*records, *args[1:])
         assert_accurate(f"{shape.name}: dx", runs["cuda"]().dx, truth.dx, truth.dx.double())
         moved = dy.numel() + 2 * x.numel()
     else:

@@ -14,11 +14,11 @@ STABLE_TORCH_LIBRARY(effnet_fast_native, m) {
       "depthwise_forward(Tensor x, Tensor weight, int stride, int[] padding, Tensor? in_scale, Tensor? in_shift, "
       "int in_act, Tensor? scale, Tensor? shift, int act, bool pool, bool stats, int plan, Tensor? mean=None, "
       "Tensor? var=None, float eps=0.0) -> (Tensor, Tensor, Tensor)");
+  // `incoming` and `source` are records (csrc/common/records.h), here and in pointwise_backward.
   m.def(
-      "depthwise_backward(Tensor dy, Tensor x, Tensor weight, int stride, int[] padding, Tensor? z, Tensor? scale, "
-      "Tensor? shift, int act, Tensor? gate, Tensor? pool_grad, Tensor? grad_a, Tensor? grad_b, Tensor? grad_c, "
-      "Tensor? grad_mean, Tensor? in_scale, Tensor? in_shift, int in_act, Tensor? in_mean, Tensor? in_invstd, "
-      "Tensor? residual_grad, bool need_dx, bool need_dw, int plan, bool merge=True) -> (Tensor, Tensor, Tensor)");
+      "depthwise_backward(Tensor?[] incoming, int act, Tensor?[] source, int in_act, Tensor weight, int stride, "
+      "int[] padding, Tensor? residual_grad, bool need_dx, bool need_dw, int plan=-1, bool merge=True) "
+      "-> (Tensor, Tensor, Tensor)");
   // CUDA's `dgate` and `pooled` may come in parts, [N, P, C]. `dpooled` is divided by `area`.
   m.def(
       "squeeze_excite_backward(Tensor dgate, Tensor pooled, Tensor w1, Tensor? b1, Tensor w2, Tensor? b2, int act, "
@@ -51,10 +51,8 @@ STABLE_TORCH_LIBRARY(effnet_fast_native, m) {
       "pointwise_forward(Tensor x, Tensor weight, Tensor? scale, Tensor? shift, int act, Tensor? gate, bool stats) "
       "-> (Tensor, Tensor)");
   m.def(
-      "pointwise_backward(Tensor dy, Tensor x, Tensor weight, Tensor? z, Tensor? a, Tensor? b, Tensor? c, Tensor? "
-      "mean, "
-      "Tensor? row_scale, Tensor? in_scale, Tensor? in_shift, int in_act, Tensor? in_mean, Tensor? in_invstd, "
-      "Tensor? gate, Tensor? residual_grad, bool need_dx, bool need_dw) -> (Tensor, Tensor, Tensor)");
+      "pointwise_backward(Tensor?[] incoming, Tensor?[] source, int in_act, Tensor weight, Tensor? residual_grad, "
+      "bool need_dx, bool need_dw) -> (Tensor, Tensor, Tensor)");
   // A network of folded convolutions into a program and its packed weights (csrc/cpu/ops/compile.cpp says what the
   // description is), in float32 or, if `half`, bfloat16.
   m.def("network_compile(Tensor[] weights, Tensor[] biases, int[] description, bool half) -> (Tensor, Tensor)");

@@ -16,8 +16,19 @@ from torch import Tensor
 #: Four-sided zero padding, in the order of :func:`torch.nn.functional.pad`.
 Padding = tuple[int, int, int, int]  # left, right, top, bottom
 
-#: k of the k x k depthwise convolutions that have kernels.
+#: k of the k x k depthwise convolutions that have kernels, and their strides.
 KERNEL_SIZES = (3, 5, 7)
+STRIDES = (1, 2)
+
+
+def stencil_refusal(kernel_size: int = KERNEL_SIZES[0], stride: int = STRIDES[0], **_: object) -> str:
+    """Why a backend's depthwise kernels lack this size or stride, one clause; empty where they have it."""
+    if kernel_size not in KERNEL_SIZES:
+        *others, last = (f"{k}x{k}" for k in KERNEL_SIZES)
+        return f"its depthwise kernels are {', '.join(others)} and {last}, not {kernel_size}"
+    if stride not in STRIDES:
+        return f"its depthwise strides are {' and '.join(map(str, STRIDES))}, not {stride}"
+    return ""
 
 
 def same_padding(height: int, width: int, kernel: int, stride: int) -> Padding:

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..types import Affine, BatchNormGrad, ConvGrad, ConvOut, Norm, Padding, RunningNorm
+from ..records import DepthwiseIncoming, Source
+from ..types import Affine, ConvGrad, ConvOut, Padding, RunningNorm
 from . import depthwise_kernels
 from .launch import (
     config,
@@ -70,39 +71,31 @@ def depthwise(
 
 
 def depthwise_backward(
-    dy: Tensor,
-    x: Tensor,
+    incoming: DepthwiseIncoming,
+    source: Source,
     weight: Tensor,
     stride: int,
     padding: Padding,
     *,
-    z: Tensor | None = None,
-    affine: Affine | None = None,
-    act: str = "none",
-    gate: Tensor | None = None,
-    pool_grad: Tensor | None = None,
-    grad: BatchNormGrad | None = None,
-    in_affine: Affine | None = None,
-    in_act: str = "none",
-    in_norm: Norm | None = None,
     residual_grad: Tensor | None = None,
     need_dx: bool = True,
     need_dw: bool = True,
     parts: bool = False,
 ) -> ConvGrad:
     """See :func:`effnet_fast.backend.reference.depthwise_backward`; one kernel per gradient."""
+    x, in_affine, in_act, _, in_norm = source
+    dy, z, affine, act, gate, pool_grad, grad = incoming.used
+    assert source.gate is None, "only pointwise has a gate in its source"
     need_dx = need_dx or in_affine is not None
     if x.numel() == 0 or dy.numel() == 0:
         empty = _empty_backward(x, weight, in_affine is not None, residual_grad, need_dx, need_dw)
         return empty._replace(dweight=empty.dweight.view(1, 1, -1)) if parts and need_dw else empty
-    z = z if grad is not None or act != "none" else None
-    act = act if z is not None else "none"
     # Each kernel takes these in this order.
-    incoming = (*(affine or (None, None)), gate, pool_grad, *(grad or (None,) * 4))
+    behind = (*(affine or (None, None)), gate, pool_grad, *(grad or (None,) * 4))
     options = {"K": weight.shape[-1], "STRIDE": stride, "ACT": act, "IN_ACT": in_act}
     dweight = None
     if need_dw:
-        rows = _weight_grad(dy, z, x, weight, padding, incoming, in_affine or (None, None), options)
+        rows = _weight_grad(dy, z, x, weight, padding, behind, in_affine or (None, None), options)
         dweight = rows if parts else sum_partials(rows.view(1, -1, weight.numel())).view(weight.shape)
     dx = sums = None
     if need_dx:
@@ -121,12 +114,12 @@ def depthwise_backward(
         launch(
             depthwise_kernels.depthwise_dgrad_kernel,
             plan.groups * tiles,
-            (dy, z, x, weight, dx, *incoming, *inner, residual_grad, sums),
+            (dy, z, x, weight, dx, *behind, *inner, residual_grad, sums),
             (
                 *(*plan.arguments, tiles, width, dy.shape[2], dy.shape[3], padding[0], padding[2]),
                 *_channels(channels),
             ),
-            reads=[dy, z, x if sums is not None else None, weight, *incoming, *inner, residual_grad],
+            reads=[dy, z, x if sums is not None else None, weight, *behind, *inner, residual_grad],
             writes=[dx, sums],
             **options,
             **meta,
@@ -140,7 +133,7 @@ def _weight_grad(
     x: Tensor,
     weight: Tensor,
     padding: Padding,
-    incoming: tuple[Tensor | None, ...],
+    behind: tuple[Tensor | None, ...],
     in_affine: tuple[Tensor | None, ...],
     options: dict[str, Any],
 ) -> Tensor:
@@ -155,9 +148,9 @@ def _weight_grad(
     launch(
         depthwise_kernels.depthwise_wgrad_kernel,
         plan.groups * tiles * kernel,
-        (dy, z, x, partial, *incoming, *in_affine),
+        (dy, z, x, partial, *behind, *in_affine),
         (*plan.arguments, tiles, height, width, out_width, padding[0], padding[2], *_channels(channels)),
-        reads=[dy, z, x, *incoming, *in_affine],
+        reads=[dy, z, x, *behind, *in_affine],
         writes=[partial],
         **options,
         **meta,

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..types import Affine, BatchNormGrad, ConvGrad, ConvOut, Norm, RunningNorm
+from ..records import PointwiseIncoming, Source
+from ..types import Affine, ConvGrad, ConvOut, RunningNorm
 from . import pointwise_backward_kernels, pointwise_kernels, tuning
 from .launch import (
     REMEMBERED,
@@ -122,17 +123,10 @@ def _planned_forward(
 
 
 def pointwise_backward(
-    dy: Tensor,
-    x: Tensor,
+    incoming: PointwiseIncoming,
+    source: Source,
     weight: Tensor,
     *,
-    z: Tensor | None = None,
-    grad: BatchNormGrad | None = None,
-    row_scale: Tensor | None = None,
-    in_affine: Affine | None = None,
-    in_act: str = "none",
-    in_norm: Norm | None = None,
-    gate: Tensor | None = None,
     residual_grad: Tensor | None = None,
     need_dx: bool = True,
     need_dw: bool = True,
@@ -142,6 +136,8 @@ def pointwise_backward(
 
     One kernel makes both gradients where all of cout fits into a tile, else one each.
     """
+    dy, z, grad, row_scale = incoming.used
+    x, in_affine, in_act, gate, in_norm = source
     n, cin, height, width = x.shape
     cout = weight.shape[0]
     need_dx = need_dx or in_affine is not None
@@ -152,9 +148,8 @@ def pointwise_backward(
         dweight = x.new_zeros((cout, cin), dtype=torch.float32) if need_dw else None
         dweight = dweight.view(1, 1, -1) if parts and dweight is not None else dweight
         return ConvGrad(None if dx is None else dx.zero_(), dweight, sums)
-    z = None if grad is None else z
     # Each kernel takes what it needs of these, in this order.
-    incoming = (row_scale, *(grad or (None,) * 4))
+    behind = (row_scale, *(grad or (None,) * 4))
     activation = in_affine or (None, None)
     norm = in_norm if with_sums and in_norm is not None else (None, None)
     residual_grad = None if with_sums else residual_grad
@@ -173,9 +168,9 @@ def pointwise_backward(
         launch(
             pointwise_backward_kernels.pointwise_backward_kernel,
             plan.groups * tiles,
-            (dy, z, x, weight, dx, partial, *incoming, *activation, *norm, gate, residual_grad, sums),
+            (dy, z, x, weight, dx, partial, *behind, *activation, *norm, gate, residual_grad, sums),
             (*plan.arguments, tiles, *units),
-            reads=[dy, z, x, weight, *incoming, *activation, *norm, gate, residual_grad],
+            reads=[dy, z, x, weight, *behind, *activation, *norm, gate, residual_grad],
             writes=[dx, partial, sums],
             **options,
             **merged,
@@ -192,9 +187,9 @@ def pointwise_backward(
         launch(
             pointwise_backward_kernels.pointwise_wgrad_kernel,
             plan.groups * grid[0] * grid[1],
-            (dy, z, x, partial, *incoming, *activation, gate),
+            (dy, z, x, partial, *behind, *activation, gate),
             (*plan.arguments, *grid, *units),
-            reads=[dy, z, x, *incoming, *activation, gate],
+            reads=[dy, z, x, *behind, *activation, gate],
             writes=[partial],
             **options,
             **meta,
@@ -211,9 +206,9 @@ def pointwise_backward(
         launch(
             pointwise_backward_kernels.pointwise_dgrad_kernel,
             plan.groups * tiles,
-            (dy, z, x, weight, dx, *incoming, *activation, *norm, residual_grad, sums),
+            (dy, z, x, weight, dx, *behind, *activation, *norm, residual_grad, sums),
             (*plan.arguments, tiles, *units),
-            reads=[dy, z, x if with_sums else None, weight, *incoming, *activation, *norm, residual_grad],
+            reads=[dy, z, x if with_sums else None, weight, *behind, *activation, *norm, residual_grad],
             writes=[dx, sums],
             **options,
             **meta,

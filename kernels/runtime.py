@@ -12,32 +12,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..types import stencil_refusal
 from . import configs
 
 #: Triton decides when a kernel is decorated; so does this, once, from the same variable.
 INTERPRET = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on", "y")
-
-OPS = frozenset(
-    {
-        "affine_pool",
-        "affine_residual",
-        "batch_norm_act_grad",
-        "batch_norm_backward_finalize",
-        "batch_norm_finalize",
-        "batch_norm_fold",
-        "batch_norm_reduce",
-        "channel_stats",
-        "depthwise",
-        "depthwise_backward",
-        "gate_batch_norm_finalize",
-        "gate_batch_norm_sums",
-        "merge_weight_grads",
-        "pointwise",
-        "pointwise_backward",
-        "squeeze_excite",
-        "squeeze_excite_backward",
-    }
-)
 
 #: Hidden units of squeeze-and-excite that a tile holds; EfficientNet-B7 has 160.
 MAX_HIDDEN = configs.CLASSES["squeeze_excite_fwd"][-1]
@@ -51,15 +30,17 @@ PROGRAMS = 2048
 def can_run(op: str, device: torch.device, dtype: torch.dtype, **facts: Any) -> tuple[bool, str]:
     """Whether ``op`` runs on Triton for tensors of this device and dtype, and if not, why.
 
-    Of ``facts`` only ``hidden`` matters, the hidden units of squeeze-and-excite, which one tile must hold: every
-    other size is covered. CUDA is only looked at when ``device`` is a CUDA device.
+    Of ``facts`` matter ``hidden``, the hidden units of squeeze-and-excite, which one tile must hold, and ``kernel_size``
+    and ``stride``: others work but are neither compiled nor timed beforehand. CUDA is only looked at when ``device`` is a
+    CUDA device.
     """
-    if op not in OPS:
-        return False, f"the triton backend has no {op}"
     if dtype not in (torch.float32, torch.float16, torch.bfloat16):
         return False, f"{dtype} is not float32, float16 or bfloat16"
     if facts.get("hidden", 0) > MAX_HIDDEN:
         return False, f"its squeeze-and-excite has at most {MAX_HIDDEN} hidden units, not {facts['hidden']}"
+    refusal = stencil_refusal(**facts)
+    if refusal:
+        return False, refusal
     if importlib.util.find_spec("triton") is None:
         return False, "the triton package is not installed"
     if device.type != "cuda":

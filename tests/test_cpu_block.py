@@ -12,7 +12,8 @@ from torch import Tensor
 from effnet_fast.backend import cpu, native
 from effnet_fast.backend.reference.activations import ACTIVATIONS
 from effnet_fast.dispatch import use_backend
-from effnet_fast.ops.mbconv_kernels import BatchNorm, Settings, Weights, inference
+from effnet_fast.ops.mbconv_kernels import inference
+from effnet_fast.ops.mbconv_types import BatchNorm, Settings, Weights
 from effnet_fast.tolerance import allowed, error
 
 pytestmark = pytest.mark.skipif(

@@ -17,6 +17,9 @@ MARKS = {
     "A depthwise kernel size": re.compile(
         r"\(3, 5, 7\)|kernel != 7|kernel == 7|<7[,>]|case 7:|kKernel == 7|, 4, 5 or 7$", re.MULTILINE
     ),
+    "An argument of a backward": re.compile(
+        r"incoming\.pool_grad|pool_grad, grad = (?:incoming|self)|shift, gate, pool_grad, a, b"
+    ),
     "An instruction set of the CPU": re.compile("avx512_?bf16", re.IGNORECASE),
     "A storage type": re.compile("StorageType::kBFloat16"),
 }

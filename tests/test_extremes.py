@@ -19,7 +19,7 @@ from effnet_fast.backend.cpu import engine
 from effnet_fast.backend.network import Block, Conv, Network, SqueezeExcite
 from effnet_fast.backend.reference import ACTIVATIONS
 from effnet_fast.backend.reference.network import ReferenceProgram
-from effnet_fast.ops.mbconv_kernels import BatchNorm, Settings, Weights
+from effnet_fast.ops.mbconv_types import BatchNorm, Settings, Weights
 from effnet_fast.types import Affine, Norm
 
 FP32, BF16, FP16, FP64 = torch.float32, torch.bfloat16, torch.float16, torch.float64

@@ -61,6 +61,7 @@ def test_only_the_ops_know_torch() -> None:
 #: The floors of the Python package, the lowest first: packages and modules of one row do not know each other.
 PYTHON_FLOORS = (
     ("errors", "types", "build", "tolerance"),
+    ("records",),
     ("dispatch", "backend.native", "backend.traffic", "backend.network", "backend.recording"),
     ("backend.reference", "kernels"),
     ("backend.cpu", "backend.cuda", "replay"),

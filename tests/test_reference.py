@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from effnet_fast.backend import reference
+from effnet_fast.records import PointwiseIncoming, Source
 from effnet_fast.types import Affine, BatchNormGrad, Norm
 
 SMOOTH = ("none", "silu", "relu", "relu6", "hardswish", "sigmoid", "hardsigmoid")
@@ -106,11 +107,10 @@ def test_empty_batch() -> None:
     out = reference.depthwise(x, torch.randn(4, 1, 3, 3), 1, (1, 1, 1, 1), pool=True, stats=True)
     assert out.y.shape == (0, 4, 5, 5) and out.pooled.shape == (0, 4)
     grad = BatchNormGrad(*(torch.zeros(4) for _ in range(4)))
+    dz = BatchNormGrad(*(torch.zeros(3) for _ in range(4)))
     back = reference.pointwise_backward(
-        *(torch.empty(0, 3, 5, 5), x, torch.randn(3, 4)),
-        z=torch.empty(0, 3, 5, 5),
-        grad=BatchNormGrad(*(torch.zeros(3) for _ in range(4))),
-        in_affine=Affine(grad.a, grad.b),
-        in_norm=Norm(grad.mean, grad.c),
+        PointwiseIncoming(torch.empty(0, 3, 5, 5), torch.empty(0, 3, 5, 5), dz),
+        Source(x, Affine(grad.a, grad.b), norm=Norm(grad.mean, grad.c)),
+        torch.randn(3, 4),
     )
     assert back.dx.shape == x.shape and back.dweight.eq(0).all() and back.sums.shape == (5, 0, 4)

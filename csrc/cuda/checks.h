@@ -21,6 +21,7 @@ namespace effnet::cuda {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using OptionalTensor = std::optional<Tensor>;
+using TensorList = std::vector<OptionalTensor>;  // a record's
 using Shape = std::vector<int64_t>;
 
 inline std::string to_text(const Shape& shape) {
@@ -63,8 +64,7 @@ class Checks {
       fail(argument, "the CUDA device of the first tensor", "another");
     if (t.scalar_type() != dtype)
       fail(argument, torch::headeronly::toString(dtype), torch::headeronly::toString(t.scalar_type()));
-    const Shape got = shape_of(t);
-    if (got != shape) fail(argument, "shape " + to_text(shape), to_text(got));
+    if (!has_shape(t, shape)) fail(argument, "shape " + to_text(shape), to_text(shape_of(t)));
   }
 
   // [N, C, H, W] whose memory is dense [N, H, W, C]. Strides of axes of length 1 mean nothing.
@@ -118,6 +118,24 @@ class Checks {
  private:
   const char* op_;
   int32_t device_;
+};
+
+// The tensors of one call as records are read (common/records.h): images have one dtype.
+struct Operands {
+  const Checks& checks;
+  ScalarType dtype;
+
+  [[noreturn]] void fail(const char* argument, const std::string& expected, const std::string& got) const {
+    checks.fail(argument, expected, got);
+  }
+  const void* image(const OptionalTensor& t, const char* argument, const Shape& shape) const {
+    if (!t.has_value()) return nullptr;
+    checks.activations(*t, argument, dtype, shape);
+    return t->const_data_ptr();
+  }
+  const float* vector(const OptionalTensor& t, const char* argument, const Shape& shape) const {
+    return checks.vector(t, argument, shape);
+  }
 };
 
 inline cudaStream_t current_stream(const Tensor& t) {

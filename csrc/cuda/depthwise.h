@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "../common/activation.h"
+#include "../common/records.h"
 #include "../common/storage.h"
 #include "planner.h"
 
@@ -41,28 +42,13 @@ struct DepthwiseForwardParams {
 struct DepthwiseBackwardParams {
   DepthwiseShape shape;
   DepthwisePlan plan;
-  const void* dy;      // [batch, out_height, out_width, channels]
-  const void* z;       // as dy, or null
-  const void* x;       // [batch, height, width, channels]
-  const void* weight;  // [channels, kernel, kernel], dense
-  // g = (dy * gate + pool_grad) * act'(scale * z + shift), dz = grad_a * g + grad_b * (z - grad_mean) + grad_c.
-  const float* gate;       // [batch, channels] or null for 1
-  const float* pool_grad;  // [batch, channels] or null for 0
-  const float* scale;      // [channels] or null for 1 and 0
-  const float* shift;
-  const float* grad_a;  // [channels] each, or all null for dz = g
-  const float* grad_b;
-  const float* grad_c;
-  const float* grad_mean;
-  const float* in_scale;  // [channels] or null for 1 and 0
-  const float* in_shift;
-  const float* in_mean;  // [channels], with sums
-  const float* in_invstd;
-  const void* residual;  // as x, added to dx; or null
-  void* dx;              // as x, or null
+  DepthwiseIncoming incoming;
+  Source source;
+  const void* weight;    // [channels, kernel, kernel], dense
+  const void* residual;  // as the source's x, added to dx; or null
+  void* dx;              // as the source's x, or null
   float* dweight;        // [partial rows, kernel * kernel, channels], or null
   float* sums;           // [partial rows, 2, channels], or null
-  Activation act, in_act;
   bool vectors, pairs;
 };
 

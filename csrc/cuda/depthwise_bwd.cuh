@@ -84,7 +84,7 @@ struct DgradRole {
     const float2 scale = block.vector(kInScale), shift = block.vector(kInShift);
     const float2 mean = block.vector(kInMean), invstd = block.vector(kInInvstd);
     float2 sum = load_pair(own), sum_hat = load_pair(own_hat);
-    with_activation(block.p.in_act, [&](auto act) {
+    with_activation(block.p.source.act, [&](auto act) {
 #pragma unroll
       for (int j = 0; j < Traits::kXColumns; ++j) {
         if (!inside(j)) continue;

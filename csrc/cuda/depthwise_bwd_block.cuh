@@ -64,7 +64,7 @@ struct BackwardBlock {
     sums = vectors + kCoefficients * block_channels;
   }
 
-  __device__ int raw_x() const { return (p.z != nullptr ? 2 : 1) * dz_width * block_channels; }
+  __device__ int raw_x() const { return (p.incoming.z != nullptr ? 2 : 1) * dz_width * block_channels; }
   __device__ int raw_slot() const { return raw_x() + kStride * x_width * block_channels; }
   __device__ int active_x() const { return dz_width * block_channels; }
   __device__ int active_buffer() const { return active_x() + kStride * x_width * block_channels; }
@@ -81,8 +81,10 @@ struct BackwardBlock {
   __device__ float2 vector(Coefficient which) const { return load_pair(vectors + which * block_channels + seat.raw()); }
 
   __device__ void load_vectors() {
-    const float* from[kCoefficients] = {p.scale,    p.shift,    p.grad_b,  p.grad_c,   p.grad_mean,
-                                        p.in_scale, p.in_shift, p.in_mean, p.in_invstd};
+    const DepthwiseIncoming& in = p.incoming;
+    const Source& source = p.source;
+    const float* from[kCoefficients] = {in.scale,     in.shift,     in.grad.b,        in.grad.c,    in.grad.mean,
+                                        source.scale, source.shift, source.norm_mean, source.invstd};
 #pragma unroll
     for (int i = 0; i < kCoefficients; ++i) {
       const float otherwise = i == kScale || i == kInScale || i == kInInvstd ? 1.0f : 0.0f;
@@ -101,17 +103,18 @@ struct BackwardBlock {
       T* to = raw + slot * raw_slot();
       if (dz_exists(at.step)) {
         const int64_t row = (image * s.out_height + first_step + at.step) * s.out_width * s.channels + first_channel;
-        copy(to, static_cast<const T*>(p.dy) + row, first_dz, dz_width, s.out_width, s.channels, block_channels);
-        if (p.z != nullptr) {
-          copy(to + dz_width * block_channels, static_cast<const T*>(p.z) + row, first_dz, dz_width, s.out_width,
-               s.channels, block_channels);
+        copy(to, static_cast<const T*>(p.incoming.dy) + row, first_dz, dz_width, s.out_width, s.channels,
+             block_channels);
+        if (p.incoming.z != nullptr) {
+          copy(to + dz_width * block_channels, static_cast<const T*>(p.incoming.z) + row, first_dz, dz_width,
+               s.out_width, s.channels, block_channels);
         }
       }
 #pragma unroll
       for (int part = 0; part < kStride; ++part) {
         if (!x_exists(at.step, part)) continue;
         const int64_t row = (image * s.height + x_row(at.step, part)) * s.width * s.channels + first_channel;
-        copy(to + raw_x() + part * x_width * block_channels, static_cast<const T*>(p.x) + row, first_x, x_width,
+        copy(to + raw_x() + part * x_width * block_channels, static_cast<const T*>(p.source.x) + row, first_x, x_width,
              s.width, s.channels, block_channels);
       }
     }
@@ -137,17 +140,17 @@ struct BackwardBlock {
  private:
   __device__ void load_image_vectors(int64_t image) {
     const int64_t at = image * p.shape.channels + seat.channel;
-    const float2 a = load_vector(p.grad_a, seat.channel, seat.channels, 1.0f);
-    gate = a * load_vector(p.gate, at, seat.channels, 1.0f);
-    pool_grad = a * load_vector(p.pool_grad, at, seat.channels, 0.0f);
+    const float2 a = load_vector(p.incoming.grad.a, seat.channel, seat.channels, 1.0f);
+    gate = a * load_vector(p.incoming.gate, at, seat.channels, 1.0f);
+    pool_grad = a * load_vector(p.incoming.pool_grad, at, seat.channels, 0.0f);
   }
 
   __device__ void activate_dz(const T* from, float* to) const {
     const float2 scale = vector(kScale), shift = vector(kShift);
     const float2 b = vector(kGradB), c = vector(kGradC), mean = vector(kGradMean);
     const int z = dz_width * block_channels;
-    const bool has_z = p.z != nullptr;
-    with_activation(p.act, [&](auto act) {
+    const bool has_z = p.incoming.z != nullptr;
+    with_activation(p.incoming.act, [&](auto act) {
 #pragma unroll 1
       for (int i = worker; i < dz_width; i += workers) {
         float2 value = pair(0.0f);
@@ -167,7 +170,7 @@ struct BackwardBlock {
 
   __device__ void activate_x(const T* from, float* to) const {
     const float2 scale = vector(kInScale), shift = vector(kInShift);
-    with_activation(p.in_act, [&](auto act) {
+    with_activation(p.source.act, [&](auto act) {
 #pragma unroll 1
       for (int i = worker; i < x_width; i += workers) {
         float2 value = pair(0.0f);

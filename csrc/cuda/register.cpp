@@ -60,40 +60,28 @@ std::tuple<Tensor, Tensor, Tensor> depthwise_forward_op(const Tensor& x, const T
   return {y, pooled, moments};
 }
 
-std::tuple<Tensor, Tensor, Tensor> depthwise_backward_op(
-    const Tensor& dy, const Tensor& x, const Tensor& weight, int64_t stride, const Shape& padding,
-    const OptionalTensor& z, const OptionalTensor& scale, const OptionalTensor& shift, int64_t act,
-    const OptionalTensor& gate, const OptionalTensor& pool_grad, const OptionalTensor& grad_a,
-    const OptionalTensor& grad_b, const OptionalTensor& grad_c, const OptionalTensor& grad_mean,
-    const OptionalTensor& in_scale, const OptionalTensor& in_shift, int64_t in_act, const OptionalTensor& in_mean,
-    const OptionalTensor& in_invstd, const OptionalTensor& residual_grad, bool need_dx, bool need_dw, int64_t plan,
-    bool merge) {
-  const Checks checks("depthwise_backward", x);
-  const StorageType type = checks.storage(x, "x");
+std::tuple<Tensor, Tensor, Tensor> depthwise_backward_op(const TensorList& incoming, int64_t act,
+                                                         const TensorList& source, int64_t in_act, const Tensor& weight,
+                                                         int64_t stride, const Shape& padding,
+                                                         const OptionalTensor& residual_grad, bool need_dx,
+                                                         bool need_dw, int64_t plan, bool merge) {
+  const Checks checks("depthwise_backward", weight);
+  const Tensor& x = leading_tensor(checks, source, "source.x");
+  const StorageType type = checks.storage(x, "source.x");
+  const Operands operands{checks, x.scalar_type()};
   DepthwiseBackwardParams p{};
   p.shape = depthwise_shape(checks, x, weight, stride, padding, x.scalar_type());
   const DepthwiseShape& s = p.shape;
-  const Shape channels = {s.channels}, images = {s.batch, s.channels};
-  const Shape outputs = {s.batch, s.channels, s.out_height, s.out_width};
-  checks.activations(dy, "dy", x.scalar_type(), outputs);
-  if (z.has_value()) checks.activations(*z, "z", x.scalar_type(), outputs);
-  if (residual_grad.has_value()) checks.activations(*residual_grad, "residual_grad", x.scalar_type(), shape_of(x));
-  p.scale = checks.vector(scale, "affine", channels);
-  p.shift = checks.vector(shift, "affine", channels);
-  p.act = checks.activation(act, "act");
-  p.gate = checks.vector(gate, "gate", images);
-  p.pool_grad = checks.vector(pool_grad, "pool_grad", images);
-  p.grad_a = checks.vector(grad_a, "grad", channels);
-  p.grad_b = checks.vector(grad_b, "grad", channels);
-  p.grad_c = checks.vector(grad_c, "grad", channels);
-  p.grad_mean = checks.vector(grad_mean, "grad", channels);
-  p.in_scale = checks.vector(in_scale, "in_affine", channels);
-  p.in_shift = checks.vector(in_shift, "in_affine", channels);
-  p.in_act = checks.activation(in_act, "in_act");
-  p.in_mean = checks.vector(in_mean, "in_norm", channels);
-  p.in_invstd = checks.vector(in_invstd, "in_norm", channels);
-  const bool sums = in_scale.has_value();
-  if (sums && (p.in_mean == nullptr || p.in_invstd == nullptr)) checks.fail("in_norm", "vectors, for the sums", "None");
+  read_record(p.incoming, operands, incoming, Shape{s.batch, s.channels, s.out_height, s.out_width});
+  read_record(p.source, operands, source, shape_of(x));
+  p.incoming.act = checks.activation(act, "incoming.act");
+  p.source.act = checks.activation(in_act, "source.act");
+  p.residual = operands.image(residual_grad, "residual_grad", shape_of(x));
+  if (p.source.gate != nullptr) checks.fail("source.gate", "None (only pointwise has one)", "a tensor");
+  const bool sums = p.source.scale != nullptr;
+  if (sums && (p.source.norm_mean == nullptr || p.source.invstd == nullptr)) {
+    checks.fail("source.norm", "vectors, for the sums that source.affine asks for", "None");
+  }
   need_dx = need_dx || sums;
 
   const DeviceGuard guard(x.get_device_index());
@@ -105,15 +93,12 @@ std::tuple<Tensor, Tensor, Tensor> depthwise_backward_op(
     return {dx, torch::stable::fill_(dweight, 0.0), new_vector(x, {0, 2, s.channels})};
   }
 
-  p.plan = plan_for(checks, backward_request(s, type, need_dx, need_dw, z.has_value()), plan);
+  p.plan = plan_for(checks, backward_request(s, type, need_dx, need_dw, p.incoming.z != nullptr), plan);
   const int64_t rows = p.plan.partial_rows();
   Tensor sum_rows = new_vector(x, {sums ? rows : 0, 2, s.channels});
   Tensor partials = new_vector(x, {need_dw ? rows : 0, taps, s.channels});
-  p.dy = dy.const_data_ptr();
-  p.z = z.has_value() ? z->const_data_ptr() : nullptr;
-  p.x = x.const_data_ptr();
   p.weight = weight.const_data_ptr();
-  p.residual = residual_grad.has_value() && !sums ? residual_grad->const_data_ptr() : nullptr;
+  if (sums) p.residual = nullptr;
   p.dx = need_dx ? dx.mutable_data_ptr() : nullptr;
   p.dweight = need_dw ? floats(partials) : nullptr;
   p.sums = sums ? floats(sum_rows) : nullptr;

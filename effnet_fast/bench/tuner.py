@@ -20,6 +20,8 @@ from ..errors import EffnetFastError
 from ..kernels import configs, tuning
 from ..models.config import VARIANTS, Stage, scaled_stages
 from ..ops import mbconv_kernels as blocks
+from ..ops.mbconv_backward import training_backward
+from ..ops.mbconv_types import BatchNorm, Needs, Settings, Weights
 
 #: One op with its arguments, to be run again.
 Call = Callable[[], Any]
@@ -113,16 +115,16 @@ def _record(stage: Stage, size: int, dtype: torch.dtype, batch: int, device: tor
     x, weights, settings = random_block(stage, size, dtype, batch, device)
     with dispatch.answering(recording):
         y, saved = blocks.training_forward(x, weights, settings, None)
-        needs = blocks.Needs(True, True, True, True)
+        needs = Needs(True, True, True, True)
         learnt = (weights.expand, weights.depthwise, weights.project)
-        blocks.training_backward(y, x, saved, weights, settings, None, needs, learnt)
+        training_backward(y, x, saved, weights, settings, None, needs, learnt)
         blocks.inference(x, weights, settings, None)
     return calls
 
 
 def random_block(
     stage: Stage, size: int, dtype: torch.dtype, batch: int, device: torch.device
-) -> tuple[Tensor, blocks.Weights, blocks.Settings]:
+) -> tuple[Tensor, Weights, Settings]:
     """The input, weights and settings of a stage's first block, in training mode; ``size`` is that of the input."""
     cin, cout, k = stage.in_channels, stage.out_channels, stage.kernel_size
     c = int(cin * stage.expand_ratio)
@@ -131,13 +133,13 @@ def random_block(
     def weight(*shape: int) -> Tensor:
         return torch.rand(shape, dtype=dtype, device=device) - 0.5
 
-    def norm(channels: int) -> blocks.BatchNorm:
+    def norm(channels: int) -> BatchNorm:
         ones = torch.ones(channels, dtype=torch.float32, device=device)
         zeros = torch.zeros_like(ones)
-        return blocks.BatchNorm(ones, zeros, zeros, ones, 1e-3, True)
+        return BatchNorm(ones, zeros, zeros, ones, 1e-3, True)
 
     expands = c != cin
-    weights = blocks.Weights(
+    weights = Weights(
         weight(c, cin) if expands else None,
         norm(c) if expands else None,
         weight(c, 1, k, k),
@@ -150,6 +152,6 @@ def random_block(
         weight(c),
     )
     residual = stage.stride == 1 and cin == cout
-    settings = blocks.Settings(stage.stride, (k // 2,) * 4, "silu", "silu", "silu", "sigmoid", residual)
+    settings = Settings(stage.stride, (k // 2,) * 4, "silu", "silu", "silu", "sigmoid", residual)
     x = torch.rand((batch, cin, size, size), dtype=dtype, device=device)
     return x.contiguous(memory_format=torch.channels_last), weights, settings

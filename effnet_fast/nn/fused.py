@@ -14,7 +14,7 @@ from ..backend.cuda import block as cuda_block
 from ..errors import BackendError, UnsupportedBlockError
 from ..ops.declare import autocast_enabled, constant_result, is_unwatched
 from ..ops.mbconv import check_input, run_mbconv
-from ..ops.mbconv_kernels import BatchNorm, Settings, Weights
+from ..ops.mbconv_types import BatchNorm, Settings, Weights
 from ..types import Running, accumulation_dtype, same_padding
 from . import tensors as block_tensors
 from .observed import recomputed

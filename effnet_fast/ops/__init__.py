@@ -8,7 +8,7 @@ from .batch_norm import batch_norm_finalize
 from .conv_bn_act import ConvBNActOut, conv_bn_act
 from .depthwise import depthwise
 from .mbconv import MBConvOut, mbconv
-from .mbconv_kernels import BatchNorm, Settings, Weights
+from .mbconv_types import BatchNorm, Settings, Weights
 from .pointwise import pointwise
 from .squeeze_excite import squeeze_excite
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..backend.reference import ACTIVATIONS
 from ..errors import EffnetFastError
-from ..types import Padding, accumulation_dtype
+from ..types import KERNEL_SIZES, STRIDES, Padding, accumulation_dtype
 
 GATES = ("sigmoid", "hardsigmoid")
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -52,6 +52,20 @@ def vector(op: str, argument: str, t: object, shape: Sequence[int], like: Tensor
     check_tensor(op, argument, t, shape, like, dtype=False)
     assert isinstance(t, Tensor)
     return t.to(accumulation_dtype(like.dtype)).contiguous()
+
+
+def stencil_size(op: str, argument: str, weight: object) -> int:
+    """k of a depthwise weight [C, 1, k, k]."""
+    kernel = weight.shape[-1] if isinstance(weight, Tensor) and weight.dim() == 4 else 0
+    if kernel not in KERNEL_SIZES:
+        sizes = ", ".join(map(str, KERNEL_SIZES))
+        raise fail(op, argument, f"[C, 1, k, k] with k in {sizes}", describe(weight))
+    return kernel
+
+
+def check_stride(op: str, argument: str, stride: object) -> None:
+    if stride not in STRIDES:
+        raise fail(op, argument, " or ".join(map(str, STRIDES)), stride)
 
 
 def check_padding(op: str, padding: int | Sequence[int]) -> Padding:

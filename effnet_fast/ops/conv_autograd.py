@@ -13,7 +13,9 @@ from torch import Tensor
 
 from ..backend.reference.activations import activation, activation_grad
 from ..backend.reference.common import apply_affine, per_channel, per_sample, upcast
-from ..types import Affine
+from ..records import Source
+from ..types import Affine, Norm
+from .checks import channels_last
 
 
 class EpilogueGrad(NamedTuple):
@@ -25,6 +27,14 @@ class EpilogueGrad(NamedTuple):
 
 def maybe_affine(scale: Tensor | None, shift: Tensor | None) -> Affine | None:
     return None if scale is None or shift is None else Affine(scale, shift)
+
+
+def source_of(
+    x: Tensor, scale: Tensor | None, shift: Tensor | None, act: str, gate: Tensor | None = None
+) -> Source:
+    """What a primitive's backward reads again; sums against ``x`` itself (mean 0, invstd 1) are the scale's gradient."""
+    itself = None if scale is None else Norm(torch.zeros_like(scale), torch.ones_like(scale))
+    return Source(channels_last(x), maybe_affine(scale, shift), act, gate, itself)
 
 
 def as_weight(gradient: Tensor | None, weight: Tensor | None) -> Tensor | None:

@@ -18,7 +18,7 @@ from .batch_norm import check_variances
 from .conv_autograd import as_weight
 from .conv_bn_act_kernels import Layer, inference, training_backward, training_forward
 from .declare import differentiable, kernel_op
-from .mbconv_kernels import BatchNorm
+from .mbconv_types import BatchNorm
 
 
 class ConvBNActOut(NamedTuple):

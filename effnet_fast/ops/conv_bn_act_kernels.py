@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import dispatch
+from ..records import PointwiseIncoming, Source
 from ..types import BatchNormStats, Running
-from .mbconv_kernels import BatchNorm
+from .mbconv_types import BatchNorm
 
 
 class Layer(NamedTuple):
@@ -111,7 +112,9 @@ def training_backward(
         return LayerGrads(None, None, bn.params)
     dz = run("batch_norm_act_grad")(dy, z, bn.grad, affine=affine, act=layer.act)
     if layer.is_pointwise(weight):
-        dx, dweight, _ = run("pointwise_backward")(dz, x, weight.flatten(1), need_dx=need_dx, need_dw=need_dw)
+        dx, dweight, _ = run("pointwise_backward")(
+            PointwiseIncoming(dz), Source(x), weight.flatten(1), need_dx=need_dx, need_dw=need_dw
+        )
         return LayerGrads(dx, None if dweight is None else dweight.view(weight.shape), bn.params)
     x, weight = _unambiguous(x, weight)
     _, cin, rows, columns = weight.shape

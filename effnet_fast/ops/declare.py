@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -88,12 +88,16 @@ class KernelOp:
     Both ways run the same body and, once :func:`differentiable`, the same backward.
     """
 
-    def __init__(self, name: str, body: Callable[..., Any], repeated: bool) -> None:
-        self._body = shielded(body)
-        self._plain_body = shielded(_repeating(body)) if repeated else self._body
+    def __init__(
+        self, name: str, body: Callable[..., Any], repeated: bool, bundles: dict[str, Sequence[str]]
+    ) -> None:
+        self._gathered = _gathering(body, bundles)
+        flat = self._gathered(body)
+        self._body = shielded(flat)
+        self._plain_body = shielded(_repeating(flat)) if repeated else self._body
         # What is moved in place is no part of the op, which is functional.
         signature = inspect.signature(body, eval_str=True)
-        kept = [p for p in signature.parameters.values() if p.name != "running"]
+        kept = _spread([p for p in signature.parameters.values() if p.name != "running"], bundles)
         self.arity = len(kept)
         functional = functools.wraps(body)(lambda *args: self._body(*args))
         functional.__signature__ = signature.replace(parameters=kept)  # type: ignore[attr-defined]
@@ -146,7 +150,7 @@ class KernelOp:
         return self._plain_body(*args)
 
     def register_fake(self, fake: Callable[..., Any]) -> Callable[..., Any]:
-        return self.op.register_fake(fake)
+        return self.op.register_fake(self._gathered(fake))
 
     def register_autograd(self, backward: Callable[..., Any], setup_context: Callable[..., None]) -> None:
         self.op.register_autograd(backward, setup_context=setup_context)
@@ -186,7 +190,51 @@ def _repeating(body: Callable[..., Any]) -> Callable[..., Any]:
     return repeating
 
 
-def kernel_op(name: str, *, repeated: bool = False) -> Callable[[Callable[..., Any]], KernelOp]:
+def _spread(
+    parameters: list[inspect.Parameter], bundles: dict[str, Sequence[str]]
+) -> list[inspect.Parameter]:
+    """The schema's parameters: a bundle's tensors in its place."""
+    flat = []
+    for parameter in parameters:
+        for name in bundles.get(parameter.name, ()):
+            kind = Tensor | None if name.endswith("?") else Tensor
+            flat.append(parameter.replace(name=name.rstrip("?"), annotation=kind))
+        if parameter.name not in bundles:
+            flat.append(parameter)
+    return flat
+
+
+def _gathering(
+    body: Callable[..., Any], bundles: dict[str, Sequence[str]]
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """A decorator: the function is called with the schema's arguments and gets its bundles as tuples."""
+    if not bundles:
+        return lambda function: function
+    ranges, at = [], 0
+    for name in inspect.signature(body).parameters:
+        size = len(bundles.get(name, (name,)))
+        if name in bundles:
+            ranges.append((at, at + size))
+        at += size
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def flat(*args: Any) -> Any:
+            gathered: list[Any] = []
+            done = 0
+            for first, last in ranges:
+                gathered += (*args[done:first], args[first:last])
+                done = last
+            return function(*gathered, *args[done:])
+
+        return flat
+
+    return decorate
+
+
+def kernel_op(
+    name: str, *, repeated: bool = False, bundles: dict[str, Sequence[str]] | None = None
+) -> Callable[[Callable[..., Any]], KernelOp]:
     """Declare ``effnet_fast::name``, a functional op whose body runs with autocast off.
 
     An op's tensors already have the dtypes it computes in. Without the shield, autocast would reach into the
@@ -195,8 +243,10 @@ def kernel_op(name: str, *, repeated: bool = False) -> Callable[[Callable[..., A
 
     Args:
         repeated: called plainly, the op is recorded and launched again (:mod:`effnet_fast.replay`).
+        bundles: parameters of the body and of its fake that are tuples of tensors -> the names that their elements have
+            in the schema, which is flat (autograd and tracing know no other); "?" behind a name: it may be ``None``.
     """
-    return functools.partial(KernelOp, name, repeated=repeated)
+    return functools.partial(KernelOp, name, repeated=repeated, bundles=bundles or {})
 
 
 def differentiable(

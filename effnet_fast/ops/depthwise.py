@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from .. import dispatch
-from ..types import KERNEL_SIZES, ConvOut, Norm, accumulation_dtype
+from ..records import DepthwiseIncoming
+from ..types import ConvOut, accumulation_dtype
 from . import checks
-from .conv_autograd import as_weight, epilogue_backward, maybe_affine, merge_stats
+from .conv_autograd import as_weight, epilogue_backward, maybe_affine, merge_stats, source_of
 from .declare import differentiable, kernel_op
 
 
@@ -53,12 +54,9 @@ def depthwise(
     op = "ops.depthwise"
     checks.check_image(op, "x", x)
     channels = x.shape[1]
-    kernel = weight.shape[-1] if isinstance(weight, Tensor) and weight.dim() == 4 else 0
-    if kernel not in KERNEL_SIZES:
-        raise checks.fail(op, "weight", "[C, 1, k, k] with k in 3, 5, 7", checks.describe(weight))
+    kernel = checks.stencil_size(op, "weight", weight)
     checks.check_tensor(op, "weight", weight, (channels, 1, kernel, kernel), x)
-    if stride not in (1, 2):
-        raise checks.fail(op, "stride", "1 or 2", stride)
+    checks.check_stride(op, "stride", stride)
     sides = checks.check_padding(op, padding)
     checks.output_size(op, x, kernel, stride, sides)
     checks.check_activation(op, "in_act", in_act)
@@ -132,18 +130,12 @@ def _depthwise_backward(
     need_dw: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     run = dispatch.select("depthwise_backward", x, kernel_size=weight.shape[-1], stride=stride)
-    in_affine = maybe_affine(in_scale, in_shift)
-    # Sums against x itself (mean 0, invstd 1) are the gradient of the scale.
-    identity = None if in_scale is None else Norm(torch.zeros_like(in_scale), torch.ones_like(in_scale))
     out = run(
-        checks.channels_last(dz),
-        checks.channels_last(x),
+        DepthwiseIncoming(checks.channels_last(dz)),
+        source_of(x, in_scale, in_shift, in_act),
         weight.contiguous(),
         stride,
         tuple(padding),
-        in_affine=in_affine,
-        in_act=in_act,
-        in_norm=identity,
         need_dx=need_dx,
         need_dw=need_dw,
     )

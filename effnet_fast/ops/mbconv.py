@@ -7,13 +7,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..types import KERNEL_SIZES, BatchNormStats, move_running
+from ..types import BatchNormStats, move_running
 from . import checks
 from .batch_norm import check_variances
 from .declare import are_plain, shielded
-from .mbconv_kernels import BlockRunning, Settings, Weights
 from .mbconv_kernels import inference as inference_kernels
-from .mbconv_ops import CONVS, flatten, mbconv_inference, mbconv_training
+from .mbconv_ops import mbconv_inference, mbconv_training
+from .mbconv_types import CONVS, BlockRunning, Settings, Weights
 from .synchronized import JOINT_COUNT
 
 
@@ -60,9 +60,8 @@ def mbconv(
     """
     _check(x, weights, settings, row_scale)
     if inference is None:
-        wants_grad = any(t is not None and t.requires_grad for t in (x, *flatten(weights)))
-        norms = (weights.expand_bn, weights.depthwise_bn, weights.project_bn)
-        statistics = any(bn is not None and bn.training for bn in norms)
+        wants_grad = any(t is not None and t.requires_grad for t in (x, *weights.tensors))
+        statistics = any(bn is not None and bn.training for bn in weights.norms)
         inference = not statistics and not (torch.is_grad_enabled() and wants_grad)
     return run_mbconv(x, weights, settings, row_scale, inference)
 
@@ -82,10 +81,10 @@ def run_mbconv(
     Raises:
         UnsupportedBlockError: as :func:`check_variances`, with ``running``; nothing has moved.
     """
-    flat = flatten(weights)
+    flat = weights.tensors
     if inference and _is_plain([x, *(t for t in flat if t is not None)]):
         return MBConvOut(_inference(checks.channels_last(x), weights, settings, row_scale), None, None, None)
-    norms = (weights.expand_bn, weights.depthwise_bn, weights.project_bn)
+    norms = weights.norms
     eps = [0.0 if bn is None else bn.eps for bn in norms]
     training = [bn is not None and bn.training for bn in norms]
     scalars = (settings.stride, settings.padding, ",".join(settings[2:6]), settings.residual)
@@ -137,11 +136,7 @@ def _check(x: Tensor, weights: Weights, settings: Settings, row_scale: Tensor | 
     op = "ops.mbconv"
     checks.check_image(op, "x", x)
     depthwise = weights.depthwise
-    kernel = depthwise.shape[-1] if isinstance(depthwise, Tensor) and depthwise.dim() == 4 else 0
-    if kernel not in KERNEL_SIZES:
-        raise checks.fail(
-            op, "weights.depthwise", "[C, 1, k, k] with k in 3, 5, 7", checks.describe(depthwise)
-        )
+    kernel = checks.stencil_size(op, "weights.depthwise", depthwise)
     channels, cin = depthwise.shape[0], x.shape[1]
     if weights.expand is not None:
         checks.check_tensor(op, "weights.expand", weights.expand, (channels, cin), x)
@@ -172,8 +167,7 @@ def _check(x: Tensor, weights: Weights, settings: Settings, row_scale: Tensor | 
                 checks.check_tensor(op, f"weights.{part}", t, shape, x, dtype=False)
     if row_scale is not None:
         checks.check_tensor(op, "row_scale", row_scale, (x.shape[0],), x, dtype=False)
-    if settings.stride not in (1, 2):
-        raise checks.fail(op, "settings.stride", "1 or 2", settings.stride)
+    checks.check_stride(op, "settings.stride", settings.stride)
     for argument in ("expand_act", "depthwise_act", "se_act"):
         checks.check_activation(op, f"settings.{argument}", getattr(settings, argument))
     checks.check_activation(op, "settings.gate_act", settings.gate_act, checks.GATES)

@@ -1,8 +1,7 @@
 """The block's three ops: inference, training, backward of training.
 
-The schemas are flat lists of tensors because that is what the dispatcher speaks; :class:`Weights` and
-:class:`Settings` are the form the rest of the package uses. Training keeps ``x, e, d, p`` and a few vectors and
-recomputes the rest in its backward.
+Their schemas are flat lists of tensors, in the order of :data:`.mbconv_types.TENSORS`, because that is what the dispatcher
+and autograd speak. Training keeps ``x, e, d, p`` and a few vectors and recomputes the rest in its backward.
 """
 
 from __future__ import annotations
@@ -17,42 +16,27 @@ from . import checks
 from .casting import room_for, rounded, with_copies
 from .conv_autograd import as_weight
 from .declare import differentiable, kernel_op
-from .mbconv_kernels import (
-    BatchNorm,
+from .mbconv_backward import training_backward
+from .mbconv_kernels import inference, training_forward
+from .mbconv_types import (
+    DEPTHWISE,
+    EXPAND,
+    PROJECT,
+    SE,
+    TENSORS,
     BlockRunning,
     Needs,
     Saved,
     Settings,
     Weights,
-    inference,
-    training_backward,
-    training_forward,
 )
 
-#: Flat order of the tensors: three convolutions, each [weight, bn.weight, bn.bias, bn.mean, bn.var], then
-#: squeeze-and-excite [w1, b1, w2, b2].
-CONVS = ("expand", "depthwise", "project")
+Tensors = tuple[Tensor | None, ...]
 
-
-def flatten(weights: Weights) -> list[Tensor | None]:
-    flat: list[Tensor | None] = []
-    for name in CONVS:
-        bn = getattr(weights, f"{name}_bn")
-        flat += [getattr(weights, name), *((None,) * 4 if bn is None else bn[:4])]
-    return [*flat, weights.w1, weights.b1, weights.w2, weights.b2]
-
-
-def _unflatten(
-    flat: Sequence[Tensor | None], eps: Sequence[float], training: Sequence[bool], groups: str = ",,"
-) -> Weights:
-    parts: list[object] = []
-    names = groups.split(",")
-    for i in range(3):
-        conv, *vectors = flat[5 * i : 5 * i + 5]
-        parts += [conv, None if conv is None else BatchNorm(*vectors, eps[i], training[i], names[i])]
-    w1, b1, w2, b2 = flat[15:19]
-    w1, w2 = (None if w is None else w.flatten(1) for w in (w1, w2))
-    return Weights(*parts, w1, b1, w2, b2)  # type: ignore[arg-type]
+#: What the backward gets of :data:`TENSORS`, by place: no vector of a BatchNorm.
+_LEARNT = (EXPAND, DEPTHWISE, PROJECT, *range(SE, len(TENSORS)))
+#: What the forward hands the backward besides ``x`` and those.
+_KEPT = ("e", "d", "p", "pooled", "gate", "expand_stats", "depthwise_stats", "project_stats")
 
 
 def _convolutions(expand: Tensor | None, depthwise: Tensor, project: Tensor) -> list[Tensor | None]:
@@ -69,28 +53,10 @@ def _settings(
     return Settings(stride, tuple(padding), *acts.split(","), residual, recompute_expand)  # type: ignore[arg-type]
 
 
-@kernel_op("mbconv_inference")
+@kernel_op("mbconv_inference", bundles={"tensors": TENSORS})
 def mbconv_inference(
     x: Tensor,
-    expand: Tensor | None,
-    expand_weight: Tensor | None,
-    expand_bias: Tensor | None,
-    expand_mean: Tensor | None,
-    expand_var: Tensor | None,
-    depthwise: Tensor,
-    depthwise_weight: Tensor | None,
-    depthwise_bias: Tensor | None,
-    depthwise_mean: Tensor | None,
-    depthwise_var: Tensor | None,
-    project: Tensor,
-    project_weight: Tensor | None,
-    project_bias: Tensor | None,
-    project_mean: Tensor | None,
-    project_var: Tensor | None,
-    w1: Tensor | None,
-    b1: Tensor | None,
-    w2: Tensor | None,
-    b2: Tensor | None,
+    tensors: Tensors,
     row_scale: Tensor | None,
     eps: Sequence[float],
     stride: int,
@@ -98,15 +64,15 @@ def mbconv_inference(
     acts: str,
     residual: bool,
 ) -> Tensor:
-    expand, depthwise, project = _convolutions(expand, depthwise, project)
-    flat = (
-        *(expand, expand_weight, expand_bias, expand_mean, expand_var),
-        *(depthwise, depthwise_weight, depthwise_bias, depthwise_mean, depthwise_var),
-        *(project, project_weight, project_bias, project_mean, project_var),
-        *(w1, b1, w2, b2),
-    )
-    weights = _unflatten(flat, eps, (False, False, False))
+    convs = _convolutions(*(tensors[at] for at in (EXPAND, DEPTHWISE, PROJECT)))  # type: ignore[arg-type]
+    weights = Weights.of(_with_convolutions(tensors, convs), eps, (False, False, False))
     return inference(checks.channels_last(x), weights, _settings(stride, padding, acts, residual), row_scale)
+
+
+def _with_convolutions(tensors: Tensors, convs: Sequence[Tensor | None]) -> list[Tensor | None]:
+    changed = list(tensors)
+    changed[EXPAND], changed[DEPTHWISE], changed[PROJECT] = convs
+    return changed
 
 
 def _image(x: Tensor, channels: int, height: int, width: int) -> Tensor:
@@ -115,34 +81,15 @@ def _image(x: Tensor, channels: int, height: int, width: int) -> Tensor:
 
 
 @mbconv_inference.register_fake
-def _(x, *args):  # type: ignore[no-untyped-def]
-    depthwise, project, (stride, padding) = args[5], args[10], args[21:23]
-    size = checks.output_size("ops.mbconv", x, depthwise.shape[-1], stride, tuple(padding))
-    return _image(x, project.shape[0], *size)
+def _(x, tensors, row_scale, eps, stride, padding, *_):  # type: ignore[no-untyped-def]
+    size = checks.output_size("ops.mbconv", x, tensors[DEPTHWISE].shape[-1], stride, tuple(padding))
+    return _image(x, tensors[PROJECT].shape[0], *size)
 
 
-@kernel_op("mbconv_training", repeated=True)
+@kernel_op("mbconv_training", repeated=True, bundles={"tensors": TENSORS})
 def mbconv_training(
     x: Tensor,
-    expand: Tensor | None,
-    expand_weight: Tensor | None,
-    expand_bias: Tensor | None,
-    expand_mean: Tensor | None,
-    expand_var: Tensor | None,
-    depthwise: Tensor,
-    depthwise_weight: Tensor | None,
-    depthwise_bias: Tensor | None,
-    depthwise_mean: Tensor | None,
-    depthwise_var: Tensor | None,
-    project: Tensor,
-    project_weight: Tensor | None,
-    project_bias: Tensor | None,
-    project_mean: Tensor | None,
-    project_var: Tensor | None,
-    w1: Tensor | None,
-    b1: Tensor | None,
-    w2: Tensor | None,
-    b2: Tensor | None,
+    tensors: Tensors,
     row_scale: Tensor | None,
     eps: Sequence[float],
     training: Sequence[bool],
@@ -154,14 +101,8 @@ def mbconv_training(
     groups: str = ",,",
     running: BlockRunning = (None, None, None),
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    (expand, depthwise, project), copies = rounded(_convolutions(expand, depthwise, project), x)  # type: ignore[assignment]
-    flat = (
-        *(expand, expand_weight, expand_bias, expand_mean, expand_var),
-        *(depthwise, depthwise_weight, depthwise_bias, depthwise_mean, depthwise_var),
-        *(project, project_weight, project_bias, project_mean, project_var),
-        *(w1, b1, w2, b2),
-    )
-    weights = _unflatten(flat, eps, training, groups)
+    convs, copies = rounded(_convolutions(*(tensors[at] for at in (EXPAND, DEPTHWISE, PROJECT))), x)  # type: ignore[arg-type]
+    weights = Weights.of(_with_convolutions(tensors, convs), eps, training, groups)
     settings = _settings(stride, padding, acts, residual, recompute_expand)
     y, saved = training_forward(checks.channels_last(x), weights, settings, row_scale, running)
 
@@ -178,18 +119,15 @@ def mbconv_training(
 
 
 @mbconv_training.register_fake
-def _(x, *args):  # type: ignore[no-untyped-def]
-    expand, depthwise, project, w1 = args[0], args[5], args[10], args[15]
-    stride, padding = args[22:24]
+def _(x, tensors, row_scale, eps, training, stride, padding, acts, residual, recompute=False, groups=",,"):  # type: ignore[no-untyped-def]
+    convs = expand, depthwise, project = [tensors[at] for at in (EXPAND, DEPTHWISE, PROJECT)]
     channels, out_channels = depthwise.shape[0], project.shape[0]
     size = checks.output_size("ops.mbconv", x, depthwise.shape[-1], stride, tuple(padding))
     wide = accumulation_dtype(x.dtype)
-    # Defaults are not always passed.
-    keeps_e = expand is not None and not any(args[26:27])
-    pooled_shape = 0 if w1 is None else (x.shape[0], channels)
+    keeps_e = expand is not None and not recompute
+    pooled_shape = 0 if tensors[SE] is None else (x.shape[0], channels)
     # Synchronised statistics bring the joint count along, as a sixth row.
-    groups = args[27] if len(args) > 27 else ",,"
-    rows = [6 if name and on else 5 for name, on in zip(groups.split(","), args[21], strict=True)]
+    rows = [6 if name and on else 5 for name, on in zip(groups.split(","), training, strict=True)]
     return (
         _image(x, out_channels, *size),
         _image(x, channels, *x.shape[2:]) if keeps_e else x.new_empty(0),
@@ -200,29 +138,18 @@ def _(x, *args):  # type: ignore[no-untyped-def]
         x.new_empty(0 if expand is None else (rows[0], channels), dtype=wide),
         x.new_empty((rows[1], channels), dtype=wide),
         x.new_empty((rows[2], out_channels), dtype=wide),
-        x.new_empty(room_for((expand, depthwise, project), x)),
+        x.new_empty(room_for(convs, x)),
     )
 
 
-@kernel_op("mbconv_backward", repeated=True)
+@kernel_op(
+    "mbconv_backward", repeated=True, bundles={"kept": _KEPT, "learnt": tuple(TENSORS[at] for at in _LEARNT)}
+)
 def mbconv_backward(
     dy: Tensor,
     x: Tensor,
-    e: Tensor,
-    d: Tensor,
-    p: Tensor,
-    pooled: Tensor,
-    gate: Tensor,
-    expand_stats: Tensor,
-    depthwise_stats: Tensor,
-    project_stats: Tensor,
-    expand: Tensor | None,
-    depthwise: Tensor,
-    project: Tensor,
-    w1: Tensor | None,
-    b1: Tensor | None,
-    w2: Tensor | None,
-    b2: Tensor | None,
+    kept: Tensors,
+    learnt: Tensors,
     row_scale: Tensor | None,
     copies: Tensor,
     norm_dtype: torch.dtype,
@@ -235,60 +162,30 @@ def mbconv_backward(
     recompute_expand: bool = False,
     groups: str = ",,",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    nothing = (None,) * 4
-    convs = with_copies(_convolutions(expand, depthwise, project), x, copies)
-    flat = (convs[0], *nothing, convs[1], *nothing, convs[2], *nothing, w1, b1, w2, b2)
-    weights = _unflatten(flat, (0.0,) * 3, training, groups)
+    expand, _, _, w1, _, _, _ = learnt
+    tensors: list[Tensor | None] = [None] * len(TENSORS)
+    for at, t in zip(_LEARNT, learnt, strict=True):
+        tensors[at] = t
+    convs = with_copies(_convolutions(*learnt[:3]), x, copies)  # type: ignore[arg-type]
+    weights = Weights.of(_with_convolutions(tuple(tensors), convs), (0.0,) * 3, training, groups)
+    e, d, p, pooled, gate, *stats = kept
     saved = Saved(
         None if expand is None or recompute_expand else e,
-        *(d, p),
+        *(d, p),  # type: ignore[arg-type]
         *((None, None) if w1 is None else (pooled, gate)),
-        None if expand is None else BatchNormStats(expand_stats),
-        *(BatchNormStats(depthwise_stats), BatchNormStats(project_stats)),
+        *(None if i == 0 and expand is None else BatchNormStats(s) for i, s in enumerate(stats)),  # type: ignore[arg-type]
     )
-    settings = _settings(stride, padding, acts, residual, recompute_expand)
     grads = training_backward(
-        *(
-            checks.channels_last(dy),
-            checks.channels_last(x),
-            saved,
-            weights,
-            settings,
-            row_scale,
-            Needs(*needs),
-        ),
-        *((expand, depthwise, project), norm_dtype),
+        *(checks.channels_last(dy), checks.channels_last(x), saved, weights),
+        *(_settings(stride, padding, acts, residual, recompute_expand), row_scale, Needs(*needs)),
+        *(learnt[:3], norm_dtype),  # type: ignore[arg-type]
     )
     return tuple(x.new_empty(0) if t is None else t for t in grads)  # type: ignore[return-value]
 
 
 @mbconv_backward.register_fake
-def _(
-    dy,
-    x,
-    e,
-    d,
-    p,
-    pooled,
-    gate,
-    s1,
-    s2,
-    s3,
-    expand,
-    depthwise,
-    project,
-    w1,
-    b1,
-    w2,
-    b2,
-    row_scale,
-    copies,
-    norm_dtype,
-    training,
-    needs,
-    *_,
-):  # type: ignore[no-untyped-def]
-    c, cout = depthwise.shape[0], project.shape[0]
+def _(dy, x, kept, learnt, row_scale, copies, norm_dtype, training, needs, *_):  # type: ignore[no-untyped-def]
+    expand, depthwise, project, *excite = learnt
 
     def gradient(weight, needed):  # type: ignore[no-untyped-def]
         return x.new_empty(weight.shape, dtype=weight.dtype) if needed else x.new_empty(0)
@@ -296,26 +193,31 @@ def _(
     def like(t, dims):  # type: ignore[no-untyped-def]
         return x.new_empty(0) if t is None else t.new_empty(t.shape[:dims])
 
-    def norm(channels):  # type: ignore[no-untyped-def]
-        return x.new_empty((2, channels), dtype=norm_dtype)
+    def norm(weight):  # type: ignore[no-untyped-def]
+        return x.new_empty(0 if weight is None else (2, weight.shape[0]), dtype=norm_dtype)
 
     return (
         _image(x, *x.shape[1:]) if needs[0] else x.new_empty(0),
-        *(gradient(expand, needs[1]), norm(c) if expand is not None else x.new_empty(0)),
-        *(gradient(depthwise, needs[2]), norm(c)),
-        *(gradient(project, needs[3]), norm(cout)),
-        *(like(w1, 2), like(b1, 1), like(w2, 2), like(b2, 1)),
+        *(gradient(expand, needs[1]), x.new_empty(0) if expand is None else norm(expand)),
+        *(gradient(depthwise, needs[2]), norm(depthwise)),
+        *(gradient(project, needs[3]), norm(project)),
+        *(like(t, dims) for t, dims in zip(excite, (2, 1, 2, 1), strict=True)),
     )
 
 
+#: The forward's inputs are x, the tensors, and from here on row_scale, eps and the scalars.
+_ROW_SCALE = 1 + len(TENSORS)
+
+
 def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    x, flat, row_scale = inputs[0], inputs[1:20], inputs[20]
-    _, training, *scalars = inputs[21:29]
-    convs = (flat[0], flat[5], flat[10])
-    ctx.save_for_backward(x, *output[1:9], *convs, *flat[15:19], row_scale, output[9])
+    x, tensors, row_scale = inputs[0], inputs[1:_ROW_SCALE], inputs[_ROW_SCALE]
+    _, training, *scalars = inputs[_ROW_SCALE + 1 : mbconv_training.arity]
+    ctx.save_for_backward(x, *output[1:9], *(tensors[at] for at in _LEARNT), row_scale, output[9])
     ctx.scalars = (training, scalars)
-    ctx.dtypes = [None if t is None else t.dtype for t in flat]
-    norms = {dtype for i in (0, 5, 10) for dtype in ctx.dtypes[i + 1 : i + 3] if dtype is not None}
+    ctx.dtypes = [None if t is None else t.dtype for t in tensors]
+    norms = {
+        t.dtype for at in (EXPAND, DEPTHWISE, PROJECT) for t in tensors[at + 1 : at + 3] if t is not None
+    }
     ctx.norm_dtype = norms.pop() if len(norms) == 1 else accumulation_dtype(x.dtype)
     ctx.mark_non_differentiable(*output[1:])
     # Otherwise autograd would fill zeros of the size of e, d and p for the backward to ignore.
@@ -323,34 +225,36 @@ def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
 
 
 def _backward(ctx, dy, *_):  # type: ignore[no-untyped-def]
-    if dy is None:
-        return (None,) * len(ctx.needs_input_grad)
-    training, scalars = ctx.scalars
     wanted = ctx.needs_input_grad
-    expands = ctx.dtypes[0] is not None
-    needs = [wanted[0], expands and wanted[1], wanted[6], wanted[11]]
+    if dy is None:
+        return (None,) * len(wanted)
+    training, scalars = ctx.scalars
+    expands = ctx.dtypes[EXPAND] is not None
+    needs = [wanted[0], expands and wanted[1 + EXPAND], wanted[1 + DEPTHWISE], wanted[1 + PROJECT]]
     saved = ctx.saved_tensors
+    learnt = saved[9 : 9 + len(_LEARNT)]
     dx, *rest = mbconv_backward(dy, *saved, ctx.norm_dtype, training, needs, *scalars)
-    expand, depthwise, project, w1, _, w2 = saved[9:15]
-    # Back to the flat order: [conv, bn.weight, bn.bias, bn.mean, bn.var] for each convolution, then w1, b1, w2, b2.
+    # Back to the flat order; statistics have no gradient.
     flat: list[Tensor | None] = []
     for conv, bn in (rest[0:2], rest[2:4], rest[4:6]):
         dbias, dweight = bn.unbind(0) if bn.numel() else (None, None)
         flat += [conv, dweight, dbias, None, None]
     flat += rest[6:10]
     grads = [
-        None
-        if gradient is None or dtype is None or not want
-        else gradient
-        if gradient.dtype == dtype
-        else gradient.to(dtype)
-        for gradient, dtype, want in zip(flat, ctx.dtypes, wanted[1:20], strict=True)
+        _of_dtype(gradient, dtype) if want else None
+        for gradient, dtype, want in zip(flat, ctx.dtypes, wanted[1:_ROW_SCALE], strict=True)
     ]
-    for i, weight in ((0, expand), (5, depthwise), (10, project), (15, w1), (17, w2)):
-        grads[i] = as_weight(grads[i], weight)
-    return (dx if wanted[0] else None, *grads, *(None,) * (len(wanted) - 20))
+    for at, weight in zip(_LEARNT, learnt, strict=True):
+        grads[at] = as_weight(grads[at], weight)
+    return (dx if wanted[0] else None, *grads, *(None,) * (len(wanted) - _ROW_SCALE))
 
 
-#: x; the convolutions; squeeze-and-excite; stochastic depth's factors.
-_SAVED = {0: 0, 1: 9, 6: 10, 11: 11, **{16 + i: 12 + i for i in range(4)}, 20: 16}
+def _of_dtype(gradient: Tensor | None, dtype: torch.dtype | None) -> Tensor | None:
+    if gradient is None or dtype is None:
+        return None
+    return gradient if gradient.dtype == dtype else gradient.to(dtype)
+
+
+#: x; what is learnt; stochastic depth's factors.
+_SAVED = {0: 0, **{1 + at: 9 + i for i, at in enumerate(_LEARNT)}, _ROW_SCALE: 9 + len(_LEARNT)}
 differentiable(mbconv_training, _backward, _setup_context, _SAVED)

@@ -8,9 +8,10 @@ from torch import Tensor
 from .. import dispatch
 from ..backend.reference.activations import activation_grad
 from ..backend.reference.common import apply_affine, per_channel, per_sample
-from ..types import ConvOut, Norm, accumulation_dtype
+from ..records import PointwiseIncoming
+from ..types import ConvOut, accumulation_dtype
 from . import checks
-from .conv_autograd import as_weight, epilogue_backward, maybe_affine, merge_stats
+from .conv_autograd import as_weight, epilogue_backward, maybe_affine, merge_stats, source_of
 from .declare import differentiable, kernel_op
 
 
@@ -139,16 +140,10 @@ def _pointwise_backward(
     need_dw: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     run = dispatch.select("pointwise_backward", x)
-    # Sums against x itself (mean 0, invstd 1) are the gradient of the scale.
-    identity = None if in_scale is None else Norm(torch.zeros_like(in_scale), torch.ones_like(in_scale))
     out = run(
-        checks.channels_last(dz),
-        checks.channels_last(x),
+        PointwiseIncoming(checks.channels_last(dz)),
+        source_of(x, in_scale, in_shift, in_act, gate),
         weight.contiguous().flatten(1),
-        in_affine=maybe_affine(in_scale, in_shift),
-        in_act=in_act,
-        in_norm=identity,
-        gate=gate,
         need_dx=need_dx,
         need_dw=need_dw,
     )

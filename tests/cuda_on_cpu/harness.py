@@ -9,25 +9,19 @@ import hashlib
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from by_name import ByName
 from torch import Tensor
 
 from effnet_fast.backend.reference import ACTIVATIONS
-from effnet_fast.types import (
-    Affine,
-    BatchNormGrad,
-    ConvGrad,
-    ConvOut,
-    Norm,
-    Padding,
-    RunningNorm,
-    SqueezeExciteGrad,
-)
+from effnet_fast.records import DepthwiseIncoming, Source
+from effnet_fast.types import Affine, ConvGrad, ConvOut, Padding, RunningNorm, SqueezeExciteGrad
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
@@ -198,32 +192,35 @@ def depthwise(
 
 
 def depthwise_backward(
-    dy: Tensor,
-    x: Tensor,
+    incoming: DepthwiseIncoming, source: Source, weight: Tensor, stride: int, padding: Padding, **options: Any
+) -> Case:
+    """A case of ``reference.depthwise_backward``."""
+    lists = (incoming.tensors, ACTIVATIONS.index(incoming.act), source.tensors, ACTIVATIONS.index(source.act))
+    return depthwise_backward_of_lists(*lists, weight, stride, padding, **options)
+
+
+def depthwise_backward_of_lists(
+    incoming: list[Tensor | None],
+    act: int,
+    source: list[Tensor | None],
+    in_act: int,
     weight: Tensor,
     stride: int,
     padding: Padding,
     *,
-    z: Tensor | None = None,
-    affine: Affine | None = None,
-    act: str = "none",
-    gate: Tensor | None = None,
-    pool_grad: Tensor | None = None,
-    grad: BatchNormGrad | None = None,
-    in_affine: Affine | None = None,
-    in_act: str = "none",
-    in_norm: Norm | None = None,
     residual_grad: Tensor | None = None,
     need_dx: bool = True,
     need_dw: bool = True,
     plan: int = -1,
     misaligned: bool = False,
 ) -> Case:
-    """A case of ``reference.depthwise_backward``."""
+    """:func:`depthwise_backward` of the records' tensors, as the native op takes them."""
+    x = source[0]
+    assert x is not None
     shape, _, _ = _shape(x, weight, stride, padding)
     n, c, h, w = x.shape
-    need_dx = need_dx or in_affine is not None
-    sums = in_affine is not None
+    sums = source[1] is not None
+    need_dx = need_dx or sums
 
     def decode(outputs: list[bytes]) -> ConvGrad:
         dx = _from_bytes(outputs[0], x.dtype, (n, h, w, c)).permute(0, 3, 1, 2) if need_dx else None
@@ -231,15 +228,8 @@ def depthwise_backward(
         return ConvGrad(dx, dweight, _from_bytes(outputs[2], torch.float32, (-1, 2, c)) if sums else None)
 
     flags = [int(need_dx), int(need_dw), int(sums), plan, MISALIGNMENT[x.dtype] if misaligned else 0]
-    numbers = [STORAGE[x.dtype], _activation(act), _activation(in_act), *flags]
-    vectors = [
-        *(gate, pool_grad),
-        *(affine or (None, None)),
-        *(grad or (None,) * 4),
-        *(in_affine or (None, None)),
-        *(in_norm or (None, None)),
-    ]
-    tensors = [dy, z, x, weight.flatten(), *vectors, None if in_affine is not None else residual_grad]
+    tensors = [*incoming, *source, weight.flatten(), None if sums else residual_grad]
+    numbers = [STORAGE[x.dtype], act, in_act, *flags]
     return Case("depthwise_backward", shape + numbers, tensors, misaligned, decode)
 
 
@@ -313,7 +303,7 @@ def squeeze_excite_backward(
 
 def case(problem: Any, **options: Any) -> Case:
     """The case of a ``problems.Problem``; options are ``plan`` and ``misaligned``."""
-    return globals()[problem.op](*problem.args, **problem.kwargs, **options)
+    return getattr(ByName(sys.modules[__name__]), problem.op)(*problem.args, **problem.kwargs, **options)
 
 
 def count_plans(

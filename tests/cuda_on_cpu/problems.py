@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+from by_name import ByName
 from torch import Tensor
 
 from effnet_fast.backend import reference
@@ -144,7 +145,7 @@ def squeeze_excite(
 
 def check(problem: Problem, got: ConvOut | ConvGrad | SqueezeExciteGrad | Tensor) -> None:
     """Every output against the fp64 truth, by the rule of effnet_fast.tolerance."""
-    function: Callable[..., Any] = getattr(reference, problem.op)
+    function: Callable[..., Any] = getattr(ByName(reference), problem.op)
     baseline = function(*problem.args, **problem.kwargs)
     truth = function(*map(_double, problem.args), **{name: _double(v) for name, v in problem.kwargs.items()})
     if isinstance(got, Tensor):

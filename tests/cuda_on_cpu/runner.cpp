@@ -63,6 +63,16 @@ void check(cudaError_t error, const Case& c) {
   std::exit(3);
 }
 
+// A record's tensors, which follow one another in a case.
+struct RecordOfCase {
+  Case& c;
+
+  void image(const void*& to, const char* /*name*/, bool /*required*/ = false) { to = c.tensor(); }
+  void channels(const float*& to, const char* /*name*/) { to = c.tensor<float>(); }
+  void images(const float*& to, const char* /*name*/) { to = c.tensor<float>(); }
+  void images_channels(const float*& to, const char* /*name*/) { to = c.tensor<float>(); }
+};
+
 DepthwiseShape shape_of(Case& c) {
   DepthwiseShape s{};
   s.batch = c.small();
@@ -126,20 +136,16 @@ std::vector<Buffer> depthwise_backward_case(Case& c) {
   DepthwiseBackwardParams p{};
   p.shape = shape_of(c);
   const auto type = static_cast<StorageType>(c.integer());
-  p.act = static_cast<Activation>(c.integer());
-  p.in_act = static_cast<Activation>(c.integer());
+  p.incoming.act = static_cast<Activation>(c.integer());
+  p.source.act = static_cast<Activation>(c.integer());
   const bool need_dx = c.integer() != 0, need_dw = c.integer() != 0, sums = c.integer() != 0;
   const int64_t index = c.integer(), misalignment = c.integer();
-  p.dy = c.tensor();
-  p.z = c.tensor();
-  p.x = c.tensor();
+  RecordOfCase record{c};
+  p.incoming.each(record);
+  p.source.each(record);
   p.weight = c.tensor();
-  for (const float** vector : {&p.gate, &p.pool_grad, &p.scale, &p.shift, &p.grad_a, &p.grad_b, &p.grad_c, &p.grad_mean,
-                               &p.in_scale, &p.in_shift, &p.in_mean, &p.in_invstd}) {
-    *vector = c.tensor<float>();
-  }
   p.residual = c.tensor();
-  p.plan = plan_of(backward_request(p.shape, type, need_dx, need_dw, p.z != nullptr), index, c);
+  p.plan = plan_of(backward_request(p.shape, type, need_dx, need_dw, p.incoming.z != nullptr), index, c);
 
   const int64_t taps = static_cast<int64_t>(p.shape.kernel) * p.shape.kernel;
   const int64_t rows = p.plan.partial_rows();

@@ -8,6 +8,7 @@ import torch
 
 pytest.importorskip("triton")
 
+from by_name import ByName
 from effnet_fast.kernels import launchers
 
 from effnet_fast import dispatch
@@ -15,6 +16,8 @@ from effnet_fast.backend import reference
 from effnet_fast.bench import tuner
 from effnet_fast.models.config import BASE_STAGES
 from effnet_fast.ops import mbconv_kernels as blocks
+from effnet_fast.ops.mbconv_backward import training_backward
+from effnet_fast.ops.mbconv_types import Needs
 from effnet_fast.tolerance import allowed, error
 
 pytestmark = pytest.mark.gpu
@@ -52,9 +55,9 @@ def test_blocks_of_b0(stage, dtype):
             w = _map(weights, cast)
             y, saved = blocks.training_forward(cast(x), w, settings, None)
             dy = torch.randn_like(y) if dy is None else dy
-            needs = blocks.Needs(True, True, True, True)
+            needs = Needs(True, True, True, True)
             learnt = (w.expand, w.depthwise, w.project)
-            grads = blocks.training_backward(cast(dy), cast(x), saved, w, settings, None, needs, learnt)
+            grads = training_backward(cast(dy), cast(x), saved, w, settings, None, needs, learnt)
         results.append({"y": y, **{k: v for k, v in grads._asdict().items() if v is not None}})
     actual, baseline, truth = results
     for key in truth:
@@ -92,7 +95,7 @@ def test_more_elements_than_32_bits_count():
     projection = torch.randn((16, c), device="cuda", dtype=torch.float16) / 32
     y = launchers.pointwise(x, projection, stats=True).y
     assert y[-1].equal(y[0])
-    back = launchers.pointwise_backward(y, x, projection)
+    back = ByName(launchers).pointwise_backward(y, x, projection)
     assert back.dx[-1].equal(back.dx[0])
 
 
@@ -113,9 +116,9 @@ def test_cuda_graph(mode, on_triton):
         if mode == "inference":
             return [blocks.inference(x, weights, settings, None)]
         y, saved = blocks.training_forward(x, weights, settings, None)
-        needs = blocks.Needs(True, True, True, True)
+        needs = Needs(True, True, True, True)
         learnt = (weights.expand, weights.depthwise, weights.project)
-        grads = blocks.training_backward(y, x, saved, weights, settings, None, needs, learnt)
+        grads = training_backward(y, x, saved, weights, settings, None, needs, learnt)
         return [y, *(g for g in grads if g is not None)]
 
     stream = torch.cuda.Stream()
@@ -169,7 +172,7 @@ def test_tf32_follows_torch(op, monkeypatch):
         x, weight, dy = tensors
         if op == "forward":
             return [functions.pointwise(x, weight).y]
-        return functions.pointwise_backward(dy, x, weight)[:2]
+        return ByName(functions).pointwise_backward(dy, x, weight)[:2]
 
     truth = run(reference, x.double(), weight.double(), dy.double())
     errors = {}

@@ -17,6 +17,8 @@ from effnet_fast import dispatch
 from effnet_fast.bench import tuner
 from effnet_fast.models.config import Stage
 from effnet_fast.ops import mbconv_kernels as blocks
+from effnet_fast.ops.mbconv_backward import training_backward
+from effnet_fast.ops.mbconv_types import Needs
 
 pytestmark = pytest.mark.skipif(INTERPRET, reason="interpreted kernels cannot be compiled")
 
@@ -35,11 +37,9 @@ def block_launches(batch: int, size: int, stage: Stage) -> list[Launch]:
     x, weights, settings = tuner.random_block(stage, size, torch.float16, batch, torch.device("meta"))
     with intercept(lambda *launch: caught.append(Launch(*launch))):
         y, saved = blocks.training_forward(x, weights, settings, torch.empty(batch, device="meta"))
-        needs = blocks.Needs(True, True, True, True)
+        needs = Needs(True, True, True, True)
         learnt = (weights.expand, weights.depthwise, weights.project)
-        blocks.training_backward(
-            y, x, saved, weights, settings, torch.empty(batch, device="meta"), needs, learnt
-        )
+        training_backward(y, x, saved, weights, settings, torch.empty(batch, device="meta"), needs, learnt)
         blocks.inference(x, weights, settings, None)
     return caught
 

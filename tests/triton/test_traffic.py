@@ -19,6 +19,8 @@ from effnet_fast.bench import blocks as roofline_blocks
 from effnet_fast.bench import roofline, tuner
 from effnet_fast.models.config import BASE_STAGES, VARIANTS, Stage
 from effnet_fast.ops import mbconv_kernels as blocks
+from effnet_fast.ops.mbconv_backward import training_backward
+from effnet_fast.ops.mbconv_types import Needs
 
 BATCH, BYTES = 256, 2
 
@@ -101,9 +103,9 @@ def training_step(stage, size):
     x, weights, settings = tuner.random_block(stage, size, torch.bfloat16, BATCH, torch.device("meta"))
     with count_traffic() as traffic:
         y, saved = blocks.training_forward(x, weights, settings, None)
-        needs = blocks.Needs(True, True, True, True)
+        needs = Needs(True, True, True, True)
         learnt = (weights.expand, weights.depthwise, weights.project)
-        blocks.training_backward(torch.empty_like(y), x, saved, weights, settings, None, needs, learnt)
+        training_backward(torch.empty_like(y), x, saved, weights, settings, None, needs, learnt)
     return traffic
 
 

@@ -18,17 +18,28 @@
 
 #include "common/kernel_size.h"
 #include "common/params.h"
+#include "common/records.h"
 
 namespace effnet::cpu {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using OptionalTensor = std::optional<Tensor>;
+using TensorList = std::vector<OptionalTensor>;  // a record's
 using Shape = std::vector<int64_t>;
 
 // One line that names op, argument, what was expected and what came.
 #define EFFNET_CHECK(condition, op, argument, expected, ...) \
   STD_TORCH_CHECK(condition, "effnet_fast.", op, ": ", argument, ": expected ", expected, ", got ", __VA_ARGS__)
+
+struct Failure {
+  const char* op;
+
+  [[noreturn]] void fail(const char* argument, const std::string& expected, const std::string& got) const {
+    EFFNET_CHECK(false, op, argument, expected, got);
+    __builtin_unreachable();
+  }
+};
 
 inline std::string to_text(const Tensor& t) {
   std::string text = "[";
@@ -50,13 +61,10 @@ inline Activation check_activation(int64_t act, const char* op, const char* argu
 }
 
 inline void check_shape(const Tensor& t, const Shape& shape, const char* op, const char* argument) {
-  bool same = t.dim() == static_cast<int64_t>(shape.size());
+  if (has_shape(t, shape)) return;
   std::string expected;
-  for (size_t i = 0; i < shape.size(); ++i) {
-    same = same && t.size(static_cast<int64_t>(i)) == shape[i];
-    expected += (i == 0 ? "" : ", ") + std::to_string(shape[i]);
-  }
-  EFFNET_CHECK(same, op, argument, "shape [" + expected + "]", to_text(t));
+  for (size_t i = 0; i < shape.size(); ++i) expected += (i == 0 ? "" : ", ") + std::to_string(shape[i]);
+  EFFNET_CHECK(false, op, argument, "shape [" + expected + "]", to_text(t));
 }
 
 // What follows from the shapes of a depthwise convolution's x, rank 4, and weight; `channels` where x is still to be
@@ -86,6 +94,8 @@ inline StencilShape check_stencil(const char* op, const Tensor& x, const Tensor&
 // Small fp32 operands (vectors, gates), made dense where they are not; they must outlive the kernel, hence the copy.
 struct Vectors {
   std::vector<Tensor> kept;
+
+  Vectors() { kept.reserve(16); }
 
   const float* pointer(const OptionalTensor& t, const Shape& shape, const char* op, const char* argument) {
     if (!t.has_value()) return nullptr;
@@ -134,5 +144,33 @@ inline bool is_dense_nhwc(const Tensor& t) {
 inline Tensor dense_nhwc(const Tensor& t) {
   return is_dense_nhwc(t) ? t : torch::stable::contiguous(t, torch::headeronly::MemoryFormat::ChannelsLast);
 }
+
+// The tensors of one call as kernels read them (common/records.h): images are dense and have one dtype. It must outlive
+// the kernel.
+class Operands : public Failure {
+ public:
+  const StorageType dtype;
+
+  Operands(const char* op, const Tensor& like, const char* argument)
+      : Failure{op}, dtype(check_dtype(like, op, argument)) {
+    images_.reserve(4);
+  }
+
+  const void* image(const OptionalTensor& t, const char* argument, const Shape& shape) {
+    if (!t.has_value()) return nullptr;
+    check_shape(*t, shape, op, argument);
+    EFFNET_CHECK(check_dtype(*t, op, argument) == dtype, op, argument, "the dtype of the other tensors", "another");
+    images_.push_back(dense_nhwc(*t));
+    return images_.back().const_data_ptr();
+  }
+
+  const float* vector(const OptionalTensor& t, const char* argument, const Shape& shape) {
+    return vectors_.pointer(t, shape, op, argument);
+  }
+
+ private:
+  std::vector<Tensor> images_;
+  Vectors vectors_;
+};
 
 }  // namespace effnet::cpu

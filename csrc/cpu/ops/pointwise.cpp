@@ -18,10 +18,11 @@ void check_float(const Tensor& t, const char* op, const char* name) {
 }
 
 // The tensors and vectors of one product; they must outlive it.
-class Operands {
+class Product : public Operands {
  public:
-  Operands(const char* op, const Tensor& x, const Tensor& weight) : op_(op) {
-    EFFNET_CHECK(x.dim() == 4, op, "x", "rank 4 [N, C, H, W]", to_text(x));
+  Product(const char* op, const Tensor& x, const char* name, const Tensor& weight) : Operands(op, x, name) {
+    EFFNET_CHECK(x.dim() == 4, op, name, "rank 4 [N, C, H, W]", to_text(x));
+    check_float(x, op, name);
     EFFNET_CHECK(weight.dim() == 2, op, "weight", "rank 2 [Cout, Cin]", to_text(weight));
     batch = x.size(0), rows = x.size(2) * x.size(3), in = x.size(1), out = weight.size(0);
     check_shape(weight, {out, in}, op, "weight");
@@ -30,24 +31,12 @@ class Operands {
     out_shape = {batch, out, x.size(2), x.size(3)};
   }
 
-  const float* image(const OptionalTensor& t, const char* name, const Shape& shape) {
-    if (!t.has_value()) return nullptr;
-    check_shape(*t, shape, op_, name);
-    check_float(*t, op_, name);
-    kept_.push_back(dense_nhwc(*t));
-    return kept_.back().const_data_ptr<float>();
-  }
-
-  const float* vector(const OptionalTensor& t, const char* name, const Shape& shape) {
-    return vectors_.pointer(t, shape, op_, name);
-  }
-
   // A matrix of `depth` rows, element (k, column) at k * row_stride + column * column_stride, in panels of columns.
   const float* pack(const Tensor& weight, int64_t depth, int64_t row_stride, int64_t columns, int64_t column_stride) {
     const float* from = weight.const_data_ptr<float>();
     const Panels panels = Panels::of(columns);
-    kept_.push_back(new_vector({round_up(columns, kGroup) * depth}));
-    float* to = kept_.back().mutable_data_ptr<float>();
+    packed_.push_back(new_vector({round_up(columns, kGroup) * depth}));
+    float* to = packed_.back().mutable_data_ptr<float>();
     for (int64_t panel = 0; panel < panels.count; ++panel) {
       const int64_t first = panels.first(panel) * kGroup, width = panels.width(panel) * kGroup;
       const int64_t valid = std::min(width, columns - first);
@@ -57,27 +46,25 @@ class Operands {
         std::fill(to + valid, to + width, 0.0f);
       }
     }
-    return kept_.back().const_data_ptr<float>();
+    return packed_.back().const_data_ptr<float>();
   }
 
   int64_t batch, rows, in, out;
   Shape in_shape, out_shape;
 
  private:
-  const char* op_;
-  std::vector<Tensor> kept_;
-  Vectors vectors_;
+  std::vector<Tensor> packed_;
 };
 
 std::tuple<Tensor, Tensor> pointwise_forward(const Tensor& x, const Tensor& weight, const OptionalTensor& scale,
                                              const OptionalTensor& shift, int64_t act, const OptionalTensor& gate,
                                              bool stats) {
   constexpr const char* op = "pointwise_forward";
-  Operands from(op, x, weight);
+  Product from(op, x, "x", weight);
   PointwiseParams p{};
   p.batch = from.batch, p.rows = from.rows, p.in = from.in, p.out = from.out;
   p.bands = plan_bands(p.batch, p.rows).bands;
-  p.x = from.image(x, "x", from.in_shape);
+  p.x = static_cast<const float*>(from.image(x, "x", from.in_shape));
   p.act = check_activation(act, op, "act");
   p.scale = from.vector(scale, "scale", {p.in});
   p.shift = from.vector(shift, "shift", {p.in});
@@ -122,36 +109,21 @@ void merge_dweight(const PointwiseBackwardParams& p, const PointwiseBackwardPlan
   });
 }
 
-std::tuple<Tensor, Tensor, Tensor> pointwise_backward(const Tensor& dy, const Tensor& x, const Tensor& weight,
-                                                      const OptionalTensor& z, const OptionalTensor& a,
-                                                      const OptionalTensor& b, const OptionalTensor& c,
-                                                      const OptionalTensor& mean, const OptionalTensor& row_scale,
-                                                      const OptionalTensor& in_scale, const OptionalTensor& in_shift,
-                                                      int64_t in_act, const OptionalTensor& in_mean,
-                                                      const OptionalTensor& in_invstd, const OptionalTensor& gate,
+std::tuple<Tensor, Tensor, Tensor> pointwise_backward(const TensorList& incoming, const TensorList& source,
+                                                      int64_t in_act, const Tensor& weight,
                                                       const OptionalTensor& residual_grad, bool need_dx, bool need_dw) {
   constexpr const char* op = "pointwise_backward";
-  Operands from(op, x, weight);
+  const Tensor& x = leading_tensor(Failure{op}, source, "source.x");
+  Product from(op, x, "source.x", weight);
   PointwiseBackwardParams p{};
   p.batch = from.batch, p.rows = from.rows, p.in = from.in, p.out = from.out;
-  p.dy = from.image(dy, "dy", from.out_shape);
-  p.x = from.image(x, "x", from.in_shape);
-  p.z = from.image(z, "z", from.out_shape);
-  p.residual = from.image(residual_grad, "residual_grad", from.in_shape);
-  p.a = from.vector(a, "a", {p.out});
-  p.b = from.vector(b, "b", {p.out});
-  p.c = from.vector(c, "c", {p.out});
-  p.mean = from.vector(mean, "mean", {p.out});
-  p.row_scale = from.vector(row_scale, "row_scale", {p.batch});
-  p.in_scale = from.vector(in_scale, "in_scale", {p.in});
-  p.in_shift = from.vector(in_shift, "in_shift", {p.in});
-  p.in_mean = from.vector(in_mean, "in_mean", {p.in});
-  p.in_invstd = from.vector(in_invstd, "in_invstd", {p.in});
-  p.in_gate = from.vector(gate, "gate", {p.batch, p.in});
-  p.in_act = check_activation(in_act, op, "in_act");
-  const bool sums = p.in_scale != nullptr;
-  EFFNET_CHECK(!sums || (p.in_mean != nullptr && p.in_invstd != nullptr && p.in_shift != nullptr), op, "in_norm",
-               "vectors, for the sums that in_affine asks for", "none");
+  read_record(p.incoming, from, incoming, from.out_shape);
+  read_record(p.source, from, source, from.in_shape);
+  p.source.act = check_activation(in_act, op, "source.act");
+  p.residual = static_cast<const float*>(from.image(residual_grad, "residual_grad", from.in_shape));
+  const bool sums = p.source.scale != nullptr;
+  EFFNET_CHECK(!sums || (p.source.norm_mean != nullptr && p.source.invstd != nullptr && p.source.shift != nullptr), op,
+               "source.norm", "vectors, for the sums that source.affine asks for", "None");
 
   const PointwiseBackwardPlan plan = plan_pointwise_backward(p);
   const bool writes_dx = need_dx || sums;

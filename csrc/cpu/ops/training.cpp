@@ -17,9 +17,9 @@ class Pass {
  public:
   TrainingParams p{};
 
-  Pass(const char* op, const Tensor& z, const char* name) : op_(op) {
+  Pass(const char* op, const Tensor& z, const char* name) : operands_(op, z, name), like_(z) {
     EFFNET_CHECK(z.dim() == 4, op, name, "rank 4 [N, C, H, W]", to_text(z));
-    p.dtype = check_dtype(z, op, name);
+    p.dtype = operands_.dtype;
     shape_ = {z.size(0), z.size(1), z.size(2), z.size(3)};
     p.batch = z.size(0), p.channels = z.size(1), p.rows = z.size(2) * z.size(3);
     p.plan = plan_bands(p.batch, p.rows);
@@ -27,20 +27,15 @@ class Pass {
   }
 
   // A tensor like z.
-  const void* image(const Tensor& t, const char* name) {
-    check_shape(t, shape_, op_, name);
-    EFFNET_CHECK(check_dtype(t, op_, name) == p.dtype, op_, name, "the dtype of the other tensors", "another");
-    images_.push_back(dense_nhwc(t));
-    return images_.back().const_data_ptr();
-  }
+  const void* image(const Tensor& t, const char* name) { return operands_.image(t, name, shape_); }
 
   const float* vector(const OptionalTensor& t, const char* name, const Shape& shape) {
-    return vectors_.pointer(t, shape, op_, name);
+    return operands_.vector(t, name, shape);
   }
   const float* channels(const OptionalTensor& t, const char* name) { return vector(t, name, {p.channels}); }
 
   Tensor new_output() {
-    Tensor out = new_image(images_.front(), shape_);
+    Tensor out = new_image(like_, shape_);
     p.out = out.mutable_data_ptr();
     return out;
   }
@@ -56,10 +51,9 @@ class Pass {
   }
 
  private:
-  const char* op_;
+  Operands operands_;
+  const Tensor like_;
   Shape shape_;
-  std::vector<Tensor> images_;
-  Vectors vectors_;
 };
 
 Tensor channel_stats(const Tensor& z) {
@@ -145,66 +139,42 @@ void merge_dw(const DepthwiseBackwardParams& p, const DepthwiseBackwardPlan& pla
   }
 }
 
-std::tuple<Tensor, Tensor, Tensor> depthwise_backward(
-    const Tensor& dy_in, const Tensor& x_in, const Tensor& weight, int64_t stride, const std::vector<int64_t>& padding,
-    const OptionalTensor& z_in, const OptionalTensor& scale, const OptionalTensor& shift, int64_t act,
-    const OptionalTensor& gate, const OptionalTensor& pool_grad, const OptionalTensor& grad_a,
-    const OptionalTensor& grad_b, const OptionalTensor& grad_c, const OptionalTensor& grad_mean,
-    const OptionalTensor& in_scale, const OptionalTensor& in_shift, int64_t in_act, const OptionalTensor& in_mean,
-    const OptionalTensor& in_invstd, const OptionalTensor& residual_grad, bool need_dx, bool need_dw,
-    int64_t plan_number, bool merge) {
+std::tuple<Tensor, Tensor, Tensor> depthwise_backward(const TensorList& incoming, int64_t act, const TensorList& source,
+                                                      int64_t in_act, const Tensor& weight, int64_t stride,
+                                                      const Shape& padding, const OptionalTensor& residual_grad,
+                                                      bool need_dx, bool need_dw, int64_t plan_number, bool merge) {
   constexpr const char* op = "depthwise_backward";
   EFFNET_CHECK(merge, op, "merge", "true (the CPU's gradient is whole)", "false");
   EFFNET_CHECK(plan_number == -1, op, "plan", "-1 (the CPU has one plan a shape)", plan_number);
-  EFFNET_CHECK(x_in.dim() == 4, op, "x", "rank 4 [N, C, H, W]", to_text(x_in));
+  const Tensor& x = leading_tensor(Failure{op}, source, "source.x");
+  EFFNET_CHECK(x.dim() == 4, op, "source.x", "rank 4 [N, C, H, W]", to_text(x));
+  Operands operands(op, x, "source.x");
   DepthwiseBackwardParams p{};
-  p.dtype = check_dtype(x_in, op, "x");
-  p.batch = x_in.size(0), p.channels = x_in.size(1), p.height = x_in.size(2), p.width = x_in.size(3);
-  const StencilShape shape = check_stencil(op, x_in, weight, stride, padding);
+  p.dtype = operands.dtype;
+  p.batch = x.size(0), p.channels = x.size(1), p.height = x.size(2), p.width = x.size(3);
+  const StencilShape shape = check_stencil(op, x, weight, stride, padding);
   p.weight_dtype = check_dtype(weight, op, "weight");
   p.kernel = shape.kernel, p.stride = static_cast<int32_t>(stride);
   p.out_height = shape.out_height, p.out_width = shape.out_width;
   p.pad_left = padding[0], p.pad_top = padding[2];
-  p.act = check_activation(act, op, "act");
-  p.in_act = check_activation(in_act, op, "in_act");
   p.weight = weight.const_data_ptr();
   p.weight_channel_stride = weight.stride(0);
   p.weight_row_stride = weight.stride(2), p.weight_col_stride = weight.stride(3);
 
-  std::vector<Tensor> kept;
-  const auto image = [&](const OptionalTensor& t, const char* name, int64_t height, int64_t width) -> const void* {
-    if (!t.has_value()) return nullptr;
-    check_shape(*t, {p.batch, p.channels, height, width}, op, name);
-    EFFNET_CHECK(check_dtype(*t, op, name) == p.dtype, op, name, "the dtype of x", "another");
-    kept.push_back(dense_nhwc(*t));
-    return kept.back().const_data_ptr();
-  };
-  p.x = image(x_in, "x", p.height, p.width);
-  p.dy = image(dy_in, "dy", p.out_height, p.out_width);
-  p.z = image(z_in, "z", p.out_height, p.out_width);
-  p.residual_grad = image(residual_grad, "residual_grad", p.height, p.width);
-
-  Vectors vectors;
-  const Shape per_channel = {p.channels}, per_image = {p.batch, p.channels};
-  p.scale = vectors.pointer(scale, per_channel, op, "scale");
-  p.shift = vectors.pointer(shift, per_channel, op, "shift");
-  p.gate = vectors.pointer(gate, per_image, op, "gate");
-  p.pool_grad = vectors.pointer(pool_grad, per_image, op, "pool_grad");
-  p.grad_a = vectors.pointer(grad_a, per_channel, op, "grad_a");
-  p.grad_b = vectors.pointer(grad_b, per_channel, op, "grad_b");
-  p.grad_c = vectors.pointer(grad_c, per_channel, op, "grad_c");
-  p.grad_mean = vectors.pointer(grad_mean, per_channel, op, "grad_mean");
-  p.in_scale = vectors.pointer(in_scale, per_channel, op, "in_scale");
-  p.in_shift = vectors.pointer(in_shift, per_channel, op, "in_shift");
-  p.in_mean = vectors.pointer(in_mean, per_channel, op, "in_mean");
-  p.in_invstd = vectors.pointer(in_invstd, per_channel, op, "in_invstd");
-  const bool sums = p.in_scale != nullptr;
-  EFFNET_CHECK(!sums || (p.in_mean != nullptr && p.in_invstd != nullptr), op, "in_norm",
-               "vectors, for the sums that in_affine asks for", "none");
+  const Shape in_shape = {p.batch, p.channels, p.height, p.width};
+  read_record(p.incoming, operands, incoming, Shape{p.batch, p.channels, p.out_height, p.out_width});
+  read_record(p.source, operands, source, in_shape);
+  p.incoming.act = check_activation(act, op, "incoming.act");
+  p.source.act = check_activation(in_act, op, "source.act");
+  p.residual_grad = operands.image(residual_grad, "residual_grad", in_shape);
+  EFFNET_CHECK(p.source.gate == nullptr, op, "source.gate", "None (only pointwise has one)", "a tensor");
+  const bool sums = p.source.scale != nullptr;
+  EFFNET_CHECK(!sums || (p.source.norm_mean != nullptr && p.source.invstd != nullptr), op, "source.norm",
+               "vectors, for the sums that source.affine asks for", "None");
 
   DepthwiseBackwardPlan plan = plan_depthwise_backward(p);
   const bool writes_dx = need_dx || sums;
-  Tensor dx = writes_dx ? new_image(x_in, {p.batch, p.channels, p.height, p.width}) : new_vector({0});
+  Tensor dx = writes_dx ? new_image(x, in_shape) : new_vector({0});
   if (writes_dx) p.dx = dx.mutable_data_ptr();
   Tensor partial_sums = new_vector(sums ? Shape{plan.groups, 2, p.channels} : Shape{0});
   if (sums) plan.partial_sums = partial_sums.mutable_data_ptr<float>();

@@ -4,24 +4,19 @@
 
 #include <algorithm>
 
+#include "common/records.h"
 #include "cpu/pointwise/forward.h"
 
 namespace effnet::cpu {
 
-// dz = a * row_scale * dy + b * (z - mean) + c (without a: row_scale * dy); dx = dz W (+ residual); dW = dz^T
-// (in_gate * in_act(in_scale * x + in_shift)). All tensors dense [batch, rows, channels], null is a part left out.
+// dx = dz W (+ residual); dW = dz^T (what the source is). All tensors fp32, dense [batch, rows, channels], null is a
+// part left out.
 struct PointwiseBackwardParams {
   int64_t batch, rows;
   int64_t in, out;  // channels of x and of dy
 
-  const float *dy, *z;
-  const float* row_scale;         // [batch]
-  const float *a, *b, *c, *mean;  // [out]
-  const float* x;
-  const float *in_scale, *in_shift;  // [in]
-  const float *in_mean, *in_invstd;  // [in], for the sums
-  const float* in_gate;              // [batch, in]
-  Activation in_act;
+  PointwiseIncoming incoming;
+  Source source;
   const float* residual;  // like x
 
   const float* weights;  // [out] rows in panels of columns, [out][width]; for dx
@@ -30,8 +25,13 @@ struct PointwiseBackwardParams {
   float* sums;     // [batch, bands, 5, in]: the five sums of band_sums.h
   float* dweight;  // [parts, narrow, wide] of the channels of x and of dy
 
-  bool forms_dz() const { return z != nullptr || row_scale != nullptr; }
-  bool forms_activation() const { return in_scale != nullptr || in_gate != nullptr || in_act != Activation::kNone; }
+  const float* dy() const { return static_cast<const float*>(incoming.dy); }
+  const float* z() const { return static_cast<const float*>(incoming.z); }
+  const float* x() const { return static_cast<const float*>(source.x); }
+  bool forms_dz() const { return incoming.z != nullptr || incoming.row_scale != nullptr; }
+  bool forms_activation() const {
+    return source.scale != nullptr || source.gate != nullptr || source.act != Activation::kNone;
+  }
   // Vectors run along the wider side.
   bool transposed() const { return in < out; }
 };

@@ -17,8 +17,8 @@ struct Formula {
 // of `to` is written too.
 void form_dz(const PointwiseBackwardParams& p, const Formula& f, int64_t pixel, Vec row_scale, int64_t rows,
              int64_t stride, float* to) {
-  const float* dy = p.dy + pixel * p.out;
-  const float* z = p.z == nullptr ? nullptr : p.z + pixel * p.out;
+  const float* dy = p.dy() + pixel * p.out;
+  const float* z = p.z() == nullptr ? nullptr : p.z() + pixel * p.out;
   for (int64_t row = 0; row < rows; ++row, to += stride, dy += p.out) {
     for (int64_t c = 0; c < p.out; c += kLanes) {
       const int count = lanes_left(p.out, c);
@@ -62,10 +62,10 @@ void store_column(const PointwiseBackwardParams& p, const Column& v) {
 template <Activation kAct>
 void finish_column(const PointwiseBackwardParams& p, const Column& v, const float* gate_vector, float* sums,
                    float* activation, int64_t stride) {
-  const Vec scale = load_lanes(p.in_scale + v.c, v.count), shift = load_lanes(p.in_shift + v.c, v.count);
-  const Vec mean = load_lanes(p.in_mean + v.c, v.count), invstd = load_lanes(p.in_invstd + v.c, v.count);
+  const Vec scale = load_lanes(p.source.scale + v.c, v.count), shift = load_lanes(p.source.shift + v.c, v.count);
+  const Vec mean = load_lanes(p.source.norm_mean + v.c, v.count), invstd = load_lanes(p.source.invstd + v.c, v.count);
   const Vec gate = vector_or(gate_vector, v.c, v.count, 1.0f);
-  const float* x = p.x + v.offset + v.c;
+  const float* x = p.x() + v.offset + v.c;
   float* dx = p.dx + v.offset + v.c;
   Vec total[5];
   sum_rows(0, v.rows, total, [&](Vec(&sum)[5], int64_t row) {
@@ -84,7 +84,8 @@ class Part {
       : p_(p), plan_(plan), part_(part), dz_(scratch), a_(dz_ + plan.run_pixels * plan.dz_stride) {
     tile_ = scratch + plan.run_floats;
     float* memory = tile_ + kPointwiseRows * kPanel;
-    const float* from[] = {p.a, p.b, p.c, p.mean};
+    const BatchNormGrad& grad = p.incoming.grad;
+    const float* from[] = {grad.a, grad.b, grad.c, grad.mean};
     float** to[] = {&formula_.a, &formula_.b, &formula_.rest, &formula_.mean};
     for (int i = 0; i < 4; ++i, memory += plan.dz_stride) {
       *to[i] = memory;
@@ -125,20 +126,20 @@ class Part {
   }
 
   void run_block(int64_t image, int64_t pixel, int64_t rows, float* sums) {
-    const float* dz = p_.dy + pixel * p_.out;
+    const float* dz = p_.dy() + pixel * p_.out;
     if (p_.forms_dz()) {
       float* to = dz_ + pixels_ * plan_.dz_stride;
-      form_dz(p_, formula_, pixel, Vec(p_.row_scale == nullptr ? 1.0f : p_.row_scale[image]), rows, plan_.dz_stride,
-              to);
+      form_dz(p_, formula_, pixel, Vec(p_.incoming.row_scale == nullptr ? 1.0f : p_.incoming.row_scale[image]), rows,
+              plan_.dz_stride, to);
       dz = to;
     }
     float* activation = forms_activation_ ? a_ + pixels_ * plan_.a_stride : nullptr;
-    const float* gate = p_.in_gate == nullptr ? nullptr : p_.in_gate + image * p_.in;
+    const float* gate = p_.source.gate == nullptr ? nullptr : p_.source.gate + image * p_.in;
     if (p_.dx != nullptr) multiply_block(dz, pixel, rows, gate, sums, activation);
     if (activation != nullptr && sums == nullptr) {
-      const ActivationForming forming{p_.in_scale, p_.in_shift, gate, p_.in, plan_.a_stride};
-      with_activation(p_.in_act,
-                      [&](auto act) { form_activation<act.value>(forming, p_.x + pixel * p_.in, rows, activation); });
+      const ActivationForming forming{p_.source.scale, p_.source.shift, gate, p_.in, plan_.a_stride};
+      with_activation(p_.source.act,
+                      [&](auto act) { form_activation<act.value>(forming, p_.x() + pixel * p_.in, rows, activation); });
     }
     pixels_ += rows;
   }
@@ -148,7 +149,7 @@ class Part {
       const int64_t begin = p_.panels.first(panel) * kGroup;
       const int64_t end = std::min(begin + p_.panels.width(panel) * kGroup, p_.in);
       // What is read beside the result comes while it is computed.
-      const float* beside = sums == nullptr ? p_.residual : p_.x;
+      const float* beside = sums == nullptr ? p_.residual : p_.x();
       if (beside != nullptr) fetch(beside + pixel * p_.in, rows, begin, end);
       multiply(dz, gemm_, 0, static_cast<int>(rows), p_.weights, panel, tile_);
       for (int64_t c = begin; c < end; c += kLanes) {
@@ -156,7 +157,7 @@ class Part {
         if (sums == nullptr) {
           store_column(p_, column);
         } else {
-          with_activation(p_.in_act, [&](auto act) {
+          with_activation(p_.source.act, [&](auto act) {
             finish_column<act.value>(p_, column, gate, sums, activation, plan_.a_stride);
           });
         }
@@ -173,9 +174,9 @@ class Part {
   // Adds the pixels that have been gathered to the weight's gradient.
   void flush() {
     if (dweight_ != nullptr && pixels_ > 0) {
-      const float* dz = p_.forms_dz() ? dz_ : p_.dy + run_first_ * p_.out;
+      const float* dz = p_.forms_dz() ? dz_ : p_.dy() + run_first_ * p_.out;
       const int64_t dz_stride = p_.forms_dz() ? plan_.dz_stride : p_.out;
-      const float* a = forms_activation_ ? a_ : p_.x + run_first_ * p_.in;
+      const float* a = forms_activation_ ? a_ : p_.x() + run_first_ * p_.in;
       const int64_t a_stride = forms_activation_ ? plan_.a_stride : p_.in;
       if (p_.transposed()) {
         add_outer_product({a, a_stride, p_.in, dz, dz_stride, p_.out, pixels_, dweight_});

@@ -4,28 +4,21 @@
 #include <cstdint>
 
 #include "common/params.h"
+#include "common/records.h"
 #include "cpu/isa/isa.h"
 #include "cpu/stencil/forward.h"
 
 namespace effnet::cpu {
 
-// g = (dy * gate + pool_grad) * act'(scale * z + shift), dz = grad_a * g + grad_b * (z - grad_mean) + grad_c;
-// da = transposed convolution of dz; dx = da * in_act'(in_scale * x + in_shift) with its sums, or da + residual_grad;
-// dweight = correlation of dz with in_act(in_scale * x + in_shift). All tensors NHWC, dense, of one dtype; null is a
-// part left out.
+// da = transposed convolution of dz; dx = da * act'(scale * x + shift) of the source, with its sums, or
+// da + residual_grad; dweight = correlation of dz with what the source is. All tensors NHWC, dense, of one dtype; null
+// is a part left out.
 struct DepthwiseBackwardParams {
-  const void* dy;             // [batch, out_height, out_width, channels]
-  const void* z;              // as dy
-  const void* x;              // [batch, height, width, channels]
-  const void* residual_grad;  // as x
+  DepthwiseIncoming incoming;
+  Source source;
+  const void* residual_grad;  // as the source's x
   const void* weight;         // [channels, kernel, kernel]
-  void* dx;                   // as x
-  const float* gate;          // [batch, channels]
-  const float* pool_grad;     // [batch, channels]
-  // [channels] each
-  const float *scale, *shift;
-  const float *grad_a, *grad_b, *grad_c, *grad_mean;
-  const float *in_scale, *in_shift, *in_mean, *in_invstd;
+  void* dx;                   // as the source's x
 
   int64_t batch, channels;
   int64_t height, width;
@@ -33,7 +26,6 @@ struct DepthwiseBackwardParams {
   int64_t pad_left, pad_top;
   int64_t weight_channel_stride, weight_row_stride, weight_col_stride;
   int32_t kernel, stride;
-  Activation in_act, act;
   StorageType dtype, weight_dtype;
 };
 

@@ -184,16 +184,16 @@ class Task {
 
   void prepare() {
     with_storage(p_.weight_dtype, [&](auto stored) { pack_weights<decltype(stored)>(); });
-    copy_or_fill(p_.scale, 1.0f, v_.scale);
-    copy_or_fill(p_.shift, 0.0f, v_.shift);
-    copy_or_fill(p_.grad_a, 1.0f, v_.grad_a);
-    copy_or_fill(p_.grad_b, 0.0f, v_.grad_b);
-    copy_or_fill(p_.grad_c, 0.0f, v_.grad_c);
-    copy_or_fill(p_.grad_mean, 0.0f, v_.grad_mean);
-    copy_or_fill(p_.in_scale, 1.0f, v_.in_scale);
-    copy_or_fill(p_.in_shift, 0.0f, v_.in_shift);
-    copy_or_fill(p_.in_mean, 0.0f, v_.in_mean);
-    copy_or_fill(p_.in_invstd, 1.0f, v_.in_invstd);
+    copy_or_fill(p_.incoming.scale, 1.0f, v_.scale);
+    copy_or_fill(p_.incoming.shift, 0.0f, v_.shift);
+    copy_or_fill(p_.incoming.grad.a, 1.0f, v_.grad_a);
+    copy_or_fill(p_.incoming.grad.b, 0.0f, v_.grad_b);
+    copy_or_fill(p_.incoming.grad.c, 0.0f, v_.grad_c);
+    copy_or_fill(p_.incoming.grad.mean, 0.0f, v_.grad_mean);
+    copy_or_fill(p_.source.scale, 1.0f, v_.in_scale);
+    copy_or_fill(p_.source.shift, 0.0f, v_.in_shift);
+    copy_or_fill(p_.source.norm_mean, 0.0f, v_.in_mean);
+    copy_or_fill(p_.source.invstd, 1.0f, v_.in_invstd);
     std::fill_n(dw_, int64_t{p_.kernel} * p_.kernel * kChunk, 0.0f);
     std::fill_n(sums_, 2 * kChunk, 0.0f);
     // Columns of the ring outside dz, and lanes past the last channel, are zero and stay so.
@@ -220,8 +220,9 @@ class Task {
   }
 
   void run_unit(int64_t image, int64_t band) {
-    copy_or_fill(p_.gate == nullptr ? nullptr : p_.gate + image * p_.channels, 1.0f, v_.gate);
-    copy_or_fill(p_.pool_grad == nullptr ? nullptr : p_.pool_grad + image * p_.channels, 0.0f, v_.pool_grad);
+    copy_or_fill(p_.incoming.gate == nullptr ? nullptr : p_.incoming.gate + image * p_.channels, 1.0f, v_.gate);
+    copy_or_fill(p_.incoming.pool_grad == nullptr ? nullptr : p_.incoming.pool_grad + image * p_.channels, 0.0f,
+                 v_.pool_grad);
     const int64_t first = band * plan_.band_rows;
     const int64_t last = std::min(first + plan_.band_rows, p_.height);
     int64_t next_dz_row = (std::max<int64_t>(first + p_.pad_top - p_.kernel + 1, 0) + p_.stride - 1) / p_.stride;
@@ -239,8 +240,9 @@ class Task {
     const int64_t last = std::min(plan_.first_dz_column + plan_.ring_columns, p_.out_width);
     if (first >= last) return;
     const int64_t at = ((image * p_.out_height + row) * p_.out_width + first) * p_.channels + first_channel_;
-    form_dz_(static_cast<const T*>(p_.dy) + at, p_.z == nullptr ? nullptr : static_cast<const T*>(p_.z) + at,
-             p_.grad_a != nullptr, p_.out_width * p_.channels, p_.channels, last - first, channels_, v_,
+    form_dz_(static_cast<const T*>(p_.incoming.dy) + at,
+             p_.incoming.z == nullptr ? nullptr : static_cast<const T*>(p_.incoming.z) + at,
+             p_.incoming.grad.a != nullptr, p_.out_width * p_.channels, p_.channels, last - first, channels_, v_,
              ring_row(row) + (first - plan_.first_dz_column) * kChunk);
   }
 
@@ -250,8 +252,9 @@ class Task {
     for (int first = 0; first < p_.stride; ++first) {
       const ColumnPhase& phase = plan_.phases[first];
       if (phase.columns == 0) continue;
-      activate_(static_cast<const T*>(p_.x) + at + first * p_.channels, p_.width * p_.channels, p_.stride * p_.channels,
-                phase.columns, count, load(v_.in_scale + c), load(v_.in_shift + c), value_, derivative_);
+      activate_(static_cast<const T*>(p_.source.x) + at + first * p_.channels, p_.width * p_.channels,
+                p_.stride * p_.channels, phase.columns, count, load(v_.in_scale + c), load(v_.in_shift + c), value_,
+                derivative_);
       Taps taps{};
       taps.column_stride = kChunk;
       // The rows that come next are fetched where they are read.
@@ -275,7 +278,7 @@ class Task {
   void finish_row(int64_t at, int64_t columns, int count, int64_t c) {
     const int64_t stride = p_.stride * p_.channels;
     T* dx = static_cast<T*>(p_.dx) + at;
-    if (p_.in_scale == nullptr) {
+    if (p_.source.scale == nullptr) {
       const T* residual = p_.residual_grad == nullptr ? nullptr : static_cast<const T*>(p_.residual_grad) + at;
       for (int64_t column = 0; column < columns; ++column) {
         Vec da = load(da_ + column * kLanes);
@@ -284,7 +287,7 @@ class Task {
       }
       return;
     }
-    const T* x = static_cast<const T*>(p_.x) + at;
+    const T* x = static_cast<const T*>(p_.source.x) + at;
     const Vec mean = load(v_.in_mean + c), invstd = load(v_.in_invstd + c);
     // A few columns at a time: the error of a running sum grows with its length.
     constexpr int64_t kBlock = 16;
@@ -310,14 +313,15 @@ class Task {
 
   const DepthwiseBackwardParams& p_;
   const DepthwiseBackwardPlan& plan_;
-  const FormDz<T> form_dz_ = with_activation(p_.act, [](auto act) -> FormDz<T> { return form_dz<T, act.value>; });
+  const FormDz<T> form_dz_ =
+      with_activation(p_.incoming.act, [](auto act) -> FormDz<T> { return form_dz<T, act.value>; });
   const ActivateRow<T> activate_ =
-      with_activation(p_.in_act, [](auto act) -> ActivateRow<T> { return activate_row<T, act.value>; });
+      with_activation(p_.source.act, [](auto act) -> ActivateRow<T> { return activate_row<T, act.value>; });
   const ConvolveRow convolve_[2] = {select_convolve_taps(plan_.phases[0].taps),
                                     select_convolve_taps(plan_.phases[p_.stride - 1].taps)};
   const CorrelateRow correlate_[2] = {select_correlate_row(plan_.phases[0].taps),
                                       select_correlate_row(plan_.phases[p_.stride - 1].taps)};
-  const bool past_caches_ = std::is_same_v<T, float> && p_.in_scale != nullptr &&
+  const bool past_caches_ = std::is_same_v<T, float> && p_.source.scale != nullptr &&
                             writes_past_caches(p_.dx, p_.batch* p_.height* p_.width* p_.channels, p_.channels);
   ChunkVectors v_;
   float *ring_, *weights_, *dw_, *sums_, *value_, *derivative_, *da_;

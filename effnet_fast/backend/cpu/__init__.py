@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 
-from ...types import KERNEL_SIZES
+from ...types import stencil_refusal
 from .. import native
 from .block import mbconv_inference
 from .depthwise import depthwise, depthwise_backward
+from .engine import compile_network
 from .passes import affine_pool, affine_residual, batch_norm_act_grad, batch_norm_reduce, channel_stats
 from .pointwise import pointwise, pointwise_backward
 from .vectors import (
@@ -36,6 +37,7 @@ __all__ = [
     "batch_norm_reduce",
     "can_run",
     "channel_stats",
+    "compile_network",
     "depthwise",
     "depthwise_backward",
     "gate_batch_norm_finalize",
@@ -54,8 +56,7 @@ def can_run(op: str, device: torch.device, dtype: torch.dtype, **facts: Any) -> 
         return False, f"its kernels run on the CPU, not on {device.type}"
     if dtype not in (torch.float32, torch.bfloat16):
         return False, f"{dtype} is neither float32 nor bfloat16"
-    if facts.get("kernel_size", 3) not in KERNEL_SIZES:
-        return False, f"its depthwise kernels are 3x3, 5x5 and 7x7, not {facts['kernel_size']}"
-    if facts.get("stride", 1) not in (1, 2):
-        return False, f"its depthwise strides are 1 and 2, not {facts['stride']}"
+    refusal = stencil_refusal(**facts)
+    if refusal:
+        return False, refusal
     return native.available("_ops")

@@ -10,7 +10,7 @@ from torch import Tensor
 from .entry_points import NUMBER, kernels
 
 if TYPE_CHECKING:
-    from ...ops.mbconv_kernels import BatchNorm, Settings, Weights
+    from ...ops.mbconv_types import BatchNorm, Settings, Weights
 
 
 def mbconv_inference(x: Tensor, weights: Weights, settings: Settings) -> Tensor | None:

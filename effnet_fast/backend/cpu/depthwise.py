@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ...types import Affine, BatchNormGrad, ConvGrad, ConvOut, Norm, Padding, RunningNorm
+from ...records import DepthwiseIncoming, Source, conv_grad
+from ...types import Affine, ConvGrad, ConvOut, Padding, RunningNorm
 from .entry_points import NUMBER, kernels, scale_and_shift
 
 
@@ -32,34 +33,23 @@ def depthwise(
 
 
 def depthwise_backward(
-    dy: Tensor,
-    x: Tensor,
+    incoming: DepthwiseIncoming,
+    source: Source,
     weight: Tensor,
     stride: int,
     padding: Padding,
     *,
-    z: Tensor | None = None,
-    affine: Affine | None = None,
-    act: str = "none",
-    gate: Tensor | None = None,
-    pool_grad: Tensor | None = None,
-    grad: BatchNormGrad | None = None,
-    in_affine: Affine | None = None,
-    in_act: str = "none",
-    in_norm: Norm | None = None,
     residual_grad: Tensor | None = None,
     need_dx: bool = True,
     need_dw: bool = True,
     parts: bool = False,
 ) -> ConvGrad:
     """As :func:`effnet_fast.backend.reference.depthwise_backward`, one pass; fp32 and bf16."""
+    incoming = incoming.used
     dx, dweight, sums = kernels().depthwise_backward(
-        *(dy, x, weight, stride, padding, z, *(affine or (None, None)), NUMBER[act], gate, pool_grad),
-        *(grad if grad is not None and z is not None else (None,) * 4),
-        *(*(in_affine or (None, None)), NUMBER[in_act], *(in_norm or (None, None))),
-        *(residual_grad, need_dx, need_dw, -1),
+        *(incoming.tensors, NUMBER[incoming.act], source.tensors, NUMBER[source.act]),
+        *(weight, stride, padding, residual_grad, need_dx, need_dw),
     )
-    writes_dx = need_dx or in_affine is not None
     if need_dw and parts:
         dweight = dweight.view(1, 1, -1)
-    return ConvGrad(dx if writes_dx else None, dweight if need_dw else None, sums if in_affine else None)
+    return conv_grad(source, dx, dweight, sums, need_dx, need_dw)

@@ -10,9 +10,7 @@ from torch import Tensor
 
 from ...types import Affine, RunningNorm
 from .. import native
-from ..reference.activations import ACTIVATIONS
-
-NUMBER = {name: number for number, name in enumerate(ACTIVATIONS)}
+from ..reference.activations import NUMBER as NUMBER
 
 
 @cache

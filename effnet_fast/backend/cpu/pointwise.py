@@ -11,7 +11,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ...types import Affine, BatchNormGrad, ConvGrad, ConvOut, Norm, RunningNorm
+from ...records import PointwiseIncoming, Source, conv_grad
+from ...types import Affine, BatchNormGrad, ConvGrad, ConvOut, RunningNorm
 from .entry_points import NUMBER, kernels, per_channel, scale_and_shift, wide
 
 # Of the widest tensor, per group of images.
@@ -62,17 +63,10 @@ def pointwise(
 
 
 def pointwise_backward(
-    dy: Tensor,
-    x: Tensor,
+    incoming: PointwiseIncoming,
+    source: Source,
     weight: Tensor,
     *,
-    z: Tensor | None = None,
-    grad: BatchNormGrad | None = None,
-    row_scale: Tensor | None = None,
-    in_affine: Affine | None = None,
-    in_act: str = "none",
-    in_norm: Norm | None = None,
-    gate: Tensor | None = None,
     residual_grad: Tensor | None = None,
     need_dx: bool = True,
     need_dw: bool = True,
@@ -82,25 +76,34 @@ def pointwise_backward(
 
     In bf16 ``dz`` and the product of a group of images are rounded, as PyTorch rounds them.
     """
-    if in_affine is not None and in_norm is None:
-        raise ValueError("pointwise_backward: in_norm: expected vectors, for the sums, got None")
-    if x.dtype == torch.float32 == weight.dtype:
+    if source.affine is not None:
+        residual_grad = None
+        if source.norm is None:
+            raise ValueError("pointwise_backward: source.norm: expected vectors, for the sums, got None")
+    incoming = incoming.used
+    if source.x.dtype != torch.float32 or weight.dtype != torch.float32:
+        grads = _between_products(incoming, source, weight, residual_grad, need_dx, need_dw)
+    else:
+        if incoming.row_scale is not None and incoming.row_scale.dtype != torch.float32:
+            incoming = incoming._replace(row_scale=wide(incoming.row_scale))
         dx, dweight, sums = kernels().pointwise_backward(
-            *(dy, x, weight),
-            *((z, *grad) if z is not None and grad is not None else (None,) * 5),
-            *(
-                wide(row_scale),
-                *(in_affine or (None, None)),
-                NUMBER[in_act],
-                *(in_norm or (None, None)),
-                gate,
-            ),
-            *(residual_grad if in_affine is None else None, need_dx, need_dw),
+            incoming.tensors, source.tensors, NUMBER[source.act], weight, residual_grad, need_dx, need_dw
         )
-        writes_dx = need_dx or in_affine is not None
-        if parts:
-            dweight = dweight.view(1, 1, -1)
-        return ConvGrad(dx if writes_dx else None, dweight if need_dw else None, sums if in_affine else None)
+        grads = conv_grad(source, dx, dweight, sums, need_dx, need_dw)
+    return grads._replace(dweight=grads.dweight.view(1, 1, -1)) if parts and need_dw else grads  # type: ignore[union-attr]
+
+
+def _between_products(
+    incoming: PointwiseIncoming,
+    source: Source,
+    weight: Tensor,
+    residual_grad: Tensor | None,
+    need_dx: bool,
+    need_dw: bool,
+) -> ConvGrad:
+    """PyTorch's products between passes, a group of images at a time."""
+    dy, z, grad, row_scale = incoming
+    x, in_affine, in_act, gate, in_norm = source
     n, channels = x.shape[:2]
     x, dy = _nhwc(x), _nhwc(dy)
     z, residual_grad = (None if t is None else _nhwc(t) for t in (z, residual_grad))
@@ -117,10 +120,8 @@ def pointwise_backward(
         if dx is not None:
             _multiply(dz, weight, dx[images])
             if sums is None and residual_grad is not None:
-                ones = None
-                kernels().elementwise_(
-                    dx[images], ones, ones, NUMBER["none"], ones, residual_grad[images], False
-                )
+                nothing = (None, None, NUMBER["none"], None)
+                kernels().elementwise_(dx[images], *nothing, residual_grad[images], False)
         if sums is not None:
             assert dx is not None and in_affine is not None and in_norm is not None
             sums[:, images], a = kernels().gate_and_norm_sums(
@@ -130,8 +131,6 @@ def pointwise_backward(
             a = _activation(here, None, in_act, row_gate)
         if dweight is not None:
             _accumulate(dweight, _rows(dz).t(), _rows(a))
-    if parts and dweight is not None:
-        dweight = dweight.view(1, 1, -1)
     return ConvGrad(dx, dweight, sums)
 
 

@@ -16,23 +16,12 @@ import torch
 from torch import Tensor
 
 from ... import build
-from ...types import (
-    KERNEL_SIZES,
-    Affine,
-    BatchNormGrad,
-    ConvGrad,
-    ConvOut,
-    Norm,
-    Padding,
-    RunningNorm,
-    SqueezeExciteGrad,
-)
+from ...records import DepthwiseIncoming, Source, conv_grad
+from ...types import Affine, ConvGrad, ConvOut, Padding, RunningNorm, SqueezeExciteGrad, stencil_refusal
 from .. import native
-from ..reference.activations import ACTIVATIONS
+from ..reference.activations import NUMBER
 from .block import mbconv_inference as mbconv_inference
 
-_OPS = frozenset(("depthwise", "depthwise_backward", "squeeze_excite", "squeeze_excite_backward"))
-_NUMBER = {name: number for number, name in enumerate(ACTIVATIONS)}
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 #: The oldest GPU the library has machine code for.
 _OLDEST = (7, 5)
@@ -44,14 +33,11 @@ def can_run(op: str, device: torch.device, dtype: torch.dtype, **facts: Any) -> 
         return False, f"its kernels run on a CUDA device, not on {device.type}"
     if torch.version.hip is not None:
         return False, "its kernels are for NVIDIA GPUs, and this PyTorch is built for AMD"
-    if op not in _OPS:
-        return False, f"it has depthwise and squeeze-and-excite only, no {op}"
     if dtype not in _DTYPES:
         return False, f"{dtype} is none of float32, float16, bfloat16"
-    if facts.get("kernel_size", 3) not in KERNEL_SIZES:
-        return False, f"its depthwise kernels are 3x3, 5x5 and 7x7, not {facts['kernel_size']}"
-    if facts.get("stride", 1) not in (1, 2):
-        return False, f"its depthwise strides are 1 and 2, not {facts['stride']}"
+    refusal = stencil_refusal(**facts)
+    if refusal:
+        return False, refusal
     loaded, reason = native.available("_cuda")
     if not loaded:
         return False, reason
@@ -124,28 +110,19 @@ def depthwise(
     norm = (*affine[2:],) if isinstance(affine, RunningNorm) else (None, None, 0.0)
     scale, shift = (None, None) if affine is None else affine[:2]
     y, pooled, moments = _kernels().depthwise_forward(
-        *(x, weight, stride, padding, in_scale, in_shift, _NUMBER[in_act]),
-        *(scale, shift, _NUMBER[act], pool, stats, plan, *norm),
+        *(x, weight, stride, padding, in_scale, in_shift, NUMBER[in_act]),
+        *(scale, shift, NUMBER[act], pool, stats, plan, *norm),
     )
     return ConvOut(y, pooled if pool else None, moments if stats else None)
 
 
 def depthwise_backward(
-    dy: Tensor,
-    x: Tensor,
+    incoming: DepthwiseIncoming,
+    source: Source,
     weight: Tensor,
     stride: int,
     padding: Padding,
     *,
-    z: Tensor | None = None,
-    affine: Affine | None = None,
-    act: str = "none",
-    gate: Tensor | None = None,
-    pool_grad: Tensor | None = None,
-    grad: BatchNormGrad | None = None,
-    in_affine: Affine | None = None,
-    in_act: str = "none",
-    in_norm: Norm | None = None,
     residual_grad: Tensor | None = None,
     need_dx: bool = True,
     need_dw: bool = True,
@@ -157,24 +134,13 @@ def depthwise_backward(
     Args:
         plan: number of a launch plan (``_C.depthwise_plans``) instead of the planner's choice.
     """
-    scale, shift = affine or (None, None)
-    if z is None:
-        # Without z there is neither an activation nor a BatchNorm to go back through.
-        scale, shift, act, grad = None, None, "none", None
-    elif act == "none" and grad is None:
-        z = None
-    in_scale, in_shift = in_affine or (None, None)
-    mean, invstd = in_norm or (None, None)
+    incoming = incoming.used
     dx, dweight, sums = _kernels().depthwise_backward(
-        *(dy, x, weight, stride, padding, z, scale, shift, _NUMBER[act], gate, pool_grad),
-        *(grad or (None, None, None, None)),
-        *(in_scale, in_shift, _NUMBER[in_act], mean, invstd, residual_grad, need_dx, need_dw, plan),
+        *(incoming.tensors, NUMBER[incoming.act], source.tensors, NUMBER[source.act]),
+        *(weight, stride, padding, residual_grad, need_dx, need_dw, plan),
         merge=not parts,
     )
-    with_affine = in_affine is not None
-    return ConvGrad(
-        dx if need_dx or with_affine else None, dweight if need_dw else None, sums if with_affine else None
-    )
+    return conv_grad(source, dx, dweight, sums, need_dx, need_dw)
 
 
 def squeeze_excite(
@@ -188,7 +154,7 @@ def squeeze_excite(
 ) -> Tensor:
     """As :func:`effnet_fast.backend.reference.squeeze_excite`, the whole batch in one launch."""
     return _kernels().squeeze_excite(
-        *(pooled, w1, _like(b1, w1), w2, _like(b2, w1)), _NUMBER[act], _NUMBER[gate_act]
+        *(pooled, w1, _like(b1, w1), w2, _like(b2, w1)), NUMBER[act], NUMBER[gate_act]
     )
 
 
@@ -205,7 +171,7 @@ def squeeze_excite_backward(
 ) -> SqueezeExciteGrad:
     """As :func:`effnet_fast.backend.reference.squeeze_excite_backward`, the whole batch in one cooperative launch."""
     dpooled, *gradients = _kernels().squeeze_excite_backward(
-        *(dgate, pooled, w1, _like(b1, w1), w2, _like(b2, w1)), _NUMBER[act], _NUMBER[gate_act], area
+        *(dgate, pooled, w1, _like(b1, w1), w2, _like(b2, w1)), NUMBER[act], NUMBER[gate_act], area
     )
     return SqueezeExciteGrad.of(dpooled, gradients, (w1, b1, w2, b2))
 

@@ -16,12 +16,10 @@ from torch import Tensor
 from ... import dispatch
 from ...kernels import tuning
 from .. import native
-from ..reference.activations import ACTIVATIONS
+from ..reference.activations import NUMBER
 
 if TYPE_CHECKING:
-    from ...ops.mbconv_kernels import Settings, Weights
-
-_NUMBER = {name: number for number, name in enumerate(ACTIVATIONS)}
+    from ...ops.mbconv_types import Settings, Weights
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -55,7 +53,7 @@ def find(prepared_for: tuple[Any, ...], x: Tensor, tensors: list[Tensor]) -> tup
     """The block with one of the preparations for a key, and that preparation; ``None`` where none is for these tensors.
 
     Args:
-        tensors: the block's tensors that are there, in the order of ops/mbconv_ops.py.
+        tensors: the block's tensors that are there, in the order of ops/mbconv_types.py.
     """
     for prepared in _prepared.get(prepared_for, ()):
         y = run(prepared, x, tensors)
@@ -81,7 +79,7 @@ def mbconv_inference(x: Tensor, weights: Weights, settings: Settings) -> Tensor 
     """
     if not _launches_plainly():
         return None
-    flat = _flat(weights)
+    flat = weights.tensors
     tensors = [t for t in flat if t is not None]
     norms = (weights.expand_bn, weights.depthwise_bn, weights.project_bn)
     eps = (0.0 if norms[0] is None else norms[0].eps, weights.depthwise_bn.eps, weights.project_bn.eps)
@@ -101,16 +99,6 @@ def mbconv_inference(x: Tensor, weights: Weights, settings: Settings) -> Tensor 
     return run(prepared, x, tensors)
 
 
-def _flat(weights: Weights) -> list[Tensor | None]:
-    """The tensors in the order of ops/mbconv_ops.py."""
-    expand_norm = (None,) * 4 if weights.expand_bn is None else weights.expand_bn[:4]
-    return [
-        *(weights.expand, *expand_norm),
-        *(weights.depthwise, *weights.depthwise_bn[:4], weights.project, *weights.project_bn[:4]),
-        *weights[6:],
-    ]
-
-
 def _launches_plainly() -> bool:
     """Whether nobody counts or listens to launches, and Triton's may be made by others than Triton."""
     try:
@@ -128,7 +116,7 @@ def _prepare(
 
     if not _backends_fit(x, weights, settings) or torch.cuda.is_current_stream_capturing():
         return None
-    flat = _flat(weights)
+    flat = weights.tensors
     if any(t is not None and not _is_usable(t, x) for t in (x, *flat)) or not x.is_contiguous(
         memory_format=torch.channels_last
     ):
@@ -170,7 +158,7 @@ def _prepare(
         )
     if expand is None or project is None:
         return None
-    acts = [_NUMBER[act] for act in (settings.depthwise_act, settings.se_act, settings.gate_act)]
+    acts = [NUMBER[act] for act in (settings.depthwise_act, settings.se_act, settings.gate_act)]
     return _ops().mbconv_prepare(  # type: ignore[no-any-return]
         x, flat, eps, settings.stride, settings.padding, acts, expand, project
     )

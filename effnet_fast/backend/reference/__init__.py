@@ -18,6 +18,7 @@ from .batch_norm import (
 from .common import merge_weight_grads
 from .depthwise import depthwise, depthwise_backward
 from .elementwise import affine_pool, affine_residual
+from .network import compile_network
 from .pointwise import pointwise, pointwise_backward
 from .squeeze_excite import (
     gate_batch_norm_finalize,
@@ -38,6 +39,7 @@ __all__ = [
     "batch_norm_fold",
     "batch_norm_reduce",
     "channel_stats",
+    "compile_network",
     "depthwise",
     "depthwise_backward",
     "gate_batch_norm_finalize",

@@ -10,6 +10,7 @@ from torch import Tensor
 
 #: Order matters: native code receives the position in this tuple (csrc/common/activation.h).
 ACTIVATIONS = ("none", "silu", "relu", "relu6", "hardswish", "sigmoid", "hardsigmoid")
+NUMBER = {name: number for number, name in enumerate(ACTIVATIONS)}
 
 
 def _silu_grad(n: Tensor) -> Tensor:

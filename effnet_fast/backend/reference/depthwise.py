@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...types import Affine, BatchNormGrad, ConvGrad, ConvOut, Norm, Padding, RunningNorm
+from ...records import DepthwiseIncoming, Source
+from ...types import Affine, ConvGrad, ConvOut, Padding, RunningNorm
 from .activations import activation_grad
 from .common import (
     apply_affine,
@@ -52,21 +53,12 @@ def depthwise(
 
 
 def depthwise_backward(
-    dy: Tensor,
-    x: Tensor,
+    incoming: DepthwiseIncoming,
+    source: Source,
     weight: Tensor,
     stride: int,
     padding: Padding,
     *,
-    z: Tensor | None = None,
-    affine: Affine | None = None,
-    act: str = "none",
-    gate: Tensor | None = None,
-    pool_grad: Tensor | None = None,
-    grad: BatchNormGrad | None = None,
-    in_affine: Affine | None = None,
-    in_act: str = "none",
-    in_norm: Norm | None = None,
     residual_grad: Tensor | None = None,
     need_dx: bool = True,
     need_dw: bool = True,
@@ -74,25 +66,20 @@ def depthwise_backward(
 ) -> ConvGrad:
     """Backward of :func:`depthwise` with a raw output ``z``.
 
-    Prologue: ``g = (dy * gate + pool_grad) * act'(affine(z))``, ``dz = grad.a * g + grad.b * (z - grad.mean) + grad.c``;
-    ``gate`` and ``pool_grad`` are [N, C] (``pool_grad`` already divided by H*W); each part is optional.
+    Args:
+        incoming: makes ``dz``, the prologue.
+        source: what the forward read; with an affine it has a norm too.
 
     Returns:
-        dx: with ``in_affine``, ``g1 = da * in_act'(in_affine(x))``, the gradient of the affine's *output*;
-            without it, the gradient of ``x``, plus ``residual_grad``.
+        dx: behind an affine, ``g1 = da * act'(affine(x))`` of ``source``, the gradient of the affine's *output*;
+            without one, the gradient of ``x``, plus ``residual_grad``.
         dweight: [C, 1, k, k]; with ``parts``, the rows that :func:`merge_weight_grads` takes.
-        sums: with ``in_affine`` only, [P, 2, C] partial sums of ``g1`` (before rounding) and ``g1 * in_norm(x)``.
+        sums: behind an affine only, [P, 2, C] partial sums of ``g1`` (before rounding) and ``g1 * norm(x)``.
     """
+    x, in_affine, in_act, _, in_norm = source
     channels, (h, w) = x.shape[1], x.shape[2:]
     left, right, top, bottom = padding
-    g = upcast(dy)
-    if gate is not None:
-        g = g * per_sample(gate)
-    if pool_grad is not None:
-        g = g + per_sample(pool_grad)
-    if z is not None and act != "none":
-        g = g * activation_grad(apply_affine(z, affine), act)
-    dz = batch_norm_input_grad(g, z, grad)
+    dz = _dz(incoming)
     padded_shape = (x.shape[0], channels, h + top + bottom, w + left + right)
     dx = dweight = sums = None
     if need_dw:
@@ -110,3 +97,15 @@ def depthwise_backward(
             da = da + upcast(residual_grad)
         dx = store(da, x)
     return ConvGrad(dx, dweight, sums)
+
+
+def _dz(incoming: DepthwiseIncoming) -> Tensor:
+    dy, z, affine, act, gate, pool_grad, grad = incoming
+    g = upcast(dy)
+    if gate is not None:
+        g = g * per_sample(gate)
+    if pool_grad is not None:
+        g = g + per_sample(pool_grad)
+    if z is not None and act != "none":
+        g = g * activation_grad(apply_affine(z, affine), act)
+    return batch_norm_input_grad(g, z, grad)

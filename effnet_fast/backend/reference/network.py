@@ -13,6 +13,11 @@ from ..network import Block, Conv, Network
 from .activations import activation
 
 
+def compile_network(network: Network, dtype: torch.dtype) -> ReferenceProgram:
+    """The network prepared for one dtype."""
+    return ReferenceProgram(network, dtype)
+
+
 class ReferenceProgram:
     """A network prepared for one dtype; safe to be called from several threads at once.
 

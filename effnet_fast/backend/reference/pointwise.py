@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...types import Affine, BatchNormGrad, ConvGrad, ConvOut, Norm, RunningNorm
+from ...records import PointwiseIncoming, Source
+from ...types import Affine, ConvGrad, ConvOut, Norm, RunningNorm
 from .activations import activation, activation_grad
 from .common import (
     apply_affine,
@@ -53,17 +54,10 @@ def pointwise(
 
 
 def pointwise_backward(
-    dy: Tensor,
-    x: Tensor,
+    incoming: PointwiseIncoming,
+    source: Source,
     weight: Tensor,
     *,
-    z: Tensor | None = None,
-    grad: BatchNormGrad | None = None,
-    row_scale: Tensor | None = None,
-    in_affine: Affine | None = None,
-    in_act: str = "none",
-    in_norm: Norm | None = None,
-    gate: Tensor | None = None,
     residual_grad: Tensor | None = None,
     need_dx: bool = True,
     need_dw: bool = True,
@@ -71,19 +65,23 @@ def pointwise_backward(
 ) -> ConvGrad:
     """Backward of :func:`pointwise` with a raw output ``z``.
 
-    Prologue: ``dz = grad.a * (row_scale * dy) + grad.b * (z - grad.mean) + grad.c`` (``dz = dy`` without ``grad``).
+    Args:
+        incoming: makes ``dz``, the prologue.
+        source: what the forward read; with an affine it has a norm too.
 
     Returns:
-        dx: without ``in_affine``, the gradient of ``x`` plus ``residual_grad``. With it, ``G = weight^T . dz``,
+        dx: without the source's affine, the gradient of ``x`` plus ``residual_grad``. With it, ``G = weight^T . dz``,
             the gradient of the *gated activation*, left to the depthwise backward to finish.
         dweight: [Cout, Cin], the gradient of the weight against the recomputed input.
-        sums: with ``in_affine`` only, [5, N, Cin], sums over H and W with a = act(n), n = in_affine(x),
-            x_hat = in_norm(x): ``sum G*a``, ``sum G*act'``, ``sum G*act'*x_hat``, ``sum act'``,
+        sums: behind an affine only, [5, N, Cin], sums over H and W with a = act(n), n = affine(x), x_hat = norm(x) of
+            ``source``: ``sum G*a``, ``sum G*act'``, ``sum G*act'*x_hat``, ``sum act'``,
             ``sum act'*x_hat``. Everything squeeze-and-excite and the BatchNorm before it need.
 
         With ``parts``, ``sums`` may be [5, N, P, C], to be summed over P, and ``dweight`` is the rows that
         :func:`merge_weight_grads` takes.
     """
+    dy, z, grad, row_scale = incoming
+    x, in_affine, in_act, gate, in_norm = source
     g = upcast(dy)
     if row_scale is not None:
         g = g * per_sample(row_scale)

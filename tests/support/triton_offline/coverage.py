@@ -13,6 +13,7 @@ from effnet_fast.kernels import configs, launchers, tuning
 from effnet_fast.kernels.launch import intercept
 from torch import Tensor
 
+from effnet_fast.records import DepthwiseIncoming, PointwiseIncoming, Source
 from effnet_fast.types import Affine, BatchNormGrad, BatchNormStats, Norm, RunningNorm
 from triton_offline.compiler import Launch
 
@@ -56,28 +57,20 @@ def _expand(dtype: torch.dtype, **what: object) -> object:
 
 
 def _project_backward(dtype: torch.dtype, **needs: bool) -> object:
-    return launchers.pointwise_backward(
-        _image(24, 28, dtype),
-        _image(240, 28, dtype),
-        _weight(dtype, 24, 240),
-        z=_image(24, 28, dtype),
-        grad=BatchNormGrad(*_vectors(4, 24)),
-        row_scale=_table(_N),
-        in_affine=_affine(240),
-        in_act="silu",
-        in_norm=Norm(*_vectors(2, 240)),
-        gate=_table(_N, 240),
-        **needs,
-    )
+    source = Source(_image(240, 28, dtype), _affine(240), "silu", _table(_N, 240), Norm(*_vectors(2, 240)))
+    return launchers.pointwise_backward(_project_incoming(dtype), source, _weight(dtype, 24, 240), **needs)
+
+
+def _project_incoming(dtype: torch.dtype) -> PointwiseIncoming:
+    grad = BatchNormGrad(*_vectors(4, 24))
+    return PointwiseIncoming(_image(24, 28, dtype), _image(24, 28, dtype), grad, _table(_N))
 
 
 def _expand_backward(dtype: torch.dtype, **needs: bool) -> object:
     return launchers.pointwise_backward(
-        _image(24, 56, dtype),
-        _image(40, 56, dtype),
+        PointwiseIncoming(_image(24, 56, dtype), _image(24, 56, dtype), BatchNormGrad(*_vectors(4, 24))),
+        Source(_image(40, 56, dtype)),
         _weight(dtype, 24, 40),
-        z=_image(24, 56, dtype),
-        grad=BatchNormGrad(*_vectors(4, 24)),
         residual_grad=_image(40, 56, dtype),
         **needs,
     )
@@ -92,21 +85,14 @@ def _depthwise(dtype: torch.dtype, kernel: int, stride: int, **what: object) -> 
 
 def _depthwise_backward(dtype: torch.dtype, kernel: int, stride: int, **needs: bool) -> object:
     size = 56 // stride
+    excite, grad = (_table(_N, 144), _table(_N, 144)), BatchNormGrad(*_vectors(4, 144))
     return launchers.depthwise_backward(
-        _image(144, size, dtype),
-        _image(144, 56, dtype),
+        DepthwiseIncoming(
+            *(_image(144, size, dtype), _image(144, size, dtype), _affine(144), "silu", *excite, grad)
+        ),
+        Source(_image(144, 56, dtype), _affine(144), "silu", norm=Norm(*_vectors(2, 144))),
         _weight(dtype, 144, 1, kernel, kernel),
-        stride,
-        (kernel // 2,) * 4,
-        z=_image(144, size, dtype),
-        affine=_affine(144),
-        act="silu",
-        gate=_table(_N, 144),
-        pool_grad=_table(_N, 144),
-        grad=BatchNormGrad(*_vectors(4, 144)),
-        in_affine=_affine(144),
-        in_act="silu",
-        in_norm=Norm(*_vectors(2, 144)),
+        *(stride, (kernel // 2,) * 4),
         **needs,
     )
 
@@ -138,14 +124,9 @@ CASES: dict[str, dict[str, Case]] = {
     },
     "pointwise_wgrad": {
         "project": lambda d: launchers.pointwise_backward(
-            _image(24, 28, d),
-            _image(240, 28, d),
+            _project_incoming(d),
+            Source(_image(240, 28, d), None, "silu", _table(_N, 240)),
             _weight(d, 24, 240),
-            z=_image(24, 28, d),
-            grad=BatchNormGrad(*_vectors(4, 24)),
-            row_scale=_table(_N),
-            in_act="silu",
-            gate=_table(_N, 240),
             need_dx=False,
         ),
         "expand": lambda d: _expand_backward(d, need_dx=False),

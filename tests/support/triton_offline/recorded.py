@@ -19,6 +19,8 @@ from effnet_fast.bench import tuner
 from effnet_fast.models.config import VARIANTS, Stage, scaled_stages
 from effnet_fast.ops import conv_bn_act_kernels as layers
 from effnet_fast.ops import mbconv_kernels as blocks
+from effnet_fast.ops.mbconv_backward import training_backward
+from effnet_fast.ops.mbconv_types import BatchNorm, Needs
 from effnet_fast.types import Running
 from triton_offline.compiler import Launch, Report, compile_launch, specialization
 
@@ -97,9 +99,9 @@ def _block(stage: Stage, size: int, batch: int, dtype: torch.dtype, modes: tuple
         if mode in modes:
             running = tuple(_running(getattr(given, name)) for name in norms)
             y, saved = blocks.training_forward(x, given, settings, row_scale, running)  # type: ignore[arg-type]
-            needs = blocks.Needs(True, True, True, True)
+            needs = Needs(True, True, True, True)
             learnt = (weights.expand, weights.depthwise, weights.project)
-            blocks.training_backward(y, x, saved, given, settings, row_scale, needs, learnt)
+            training_backward(y, x, saved, given, settings, row_scale, needs, learnt)
     if "inference" in modes:
         blocks.inference(x, frozen, settings, None)
 
@@ -119,7 +121,7 @@ class _Layer(NamedTuple):
         layer = layers.Layer((self.stride,) * 2, (self.kernel // 2,) * 2, "silu")
         vectors = torch.empty(4, self.cout, dtype=torch.float32, device="meta")
         for mode in modes:
-            bn = blocks.BatchNorm(*vectors.unbind(), 1e-3, mode == "training")  # type: ignore[call-arg]
+            bn = BatchNorm(*vectors.unbind(), 1e-3, mode == "training")  # type: ignore[call-arg]
             if mode == "inference":
                 layers.inference(x, weight, bn, layer)
                 continue
@@ -127,7 +129,7 @@ class _Layer(NamedTuple):
             layers.training_backward(y, x, z, stats, weight, bn.training, layer, self.kernel == 1, True)
 
 
-def _running(bn: blocks.BatchNorm | None) -> Running | None:
+def _running(bn: BatchNorm | None) -> Running | None:
     if bn is None or not bn.training:
         return None
     return Running(bn.mean, bn.var, torch.empty((), dtype=torch.int64, device="meta"), 0.01)

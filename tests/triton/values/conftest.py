@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from by_name import ByName
 from effnet_fast.kernels.runtime import INTERPRET
 from torch import Tensor
 
@@ -94,8 +95,8 @@ class Kit:
         """Run an op on Triton; every part of the result must be as near to the fp64 truth as the reference is."""
         from effnet_fast.kernels import launchers
 
-        actual = getattr(launchers, op)(*args, **kwargs)
-        function = getattr(reference, op)
+        actual = getattr(ByName(launchers), op)(*args, **kwargs)
+        function = getattr(ByName(reference), op)
         baseline = function(*args, **kwargs)
         truth = function(*_double(args), **_double(kwargs))
         for name, a, b, t in _parts(op, actual, baseline, truth):
