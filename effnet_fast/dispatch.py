@@ -62,8 +62,11 @@ ORDER: dict[str, tuple[str, ...]] = {
     "affine_residual": _DENSE,
 }
 
-#: What some backends have as one call, a whole block in inference; the others run it op by op.
-WHOLE: dict[str, tuple[str, ...]] = {"mbconv_inference": ("cuda", "cpu")}
+#: What some backends have as one call: a block in inference, which the others run op by op, and a folded network.
+WHOLE: dict[str, tuple[str, ...]] = {
+    "mbconv_inference": ("cuda", "cpu"),
+    "compile_network": ("cpu", "reference"),
+}
 
 #: The ops a user's choice must cover. The others are bookkeeping around them: a chosen backend that lacks
 #: one (CUDA C++ has only the stencils) leaves it to the usual order.
@@ -148,7 +151,7 @@ def forcing(names: tuple[str, ...]) -> Iterator[None]:
 def _ask(
     backend: str, op: str, device: torch.device, dtype: torch.dtype, facts: dict[str, Any]
 ) -> tuple[bool, str]:
-    if backend not in ORDER[op]:
+    if backend not in (ORDER.get(op) or WHOLE[op]):
         return False, f"the {backend} backend has no {op}"
     try:
         module = importlib.import_module(MODULES[backend][0])
@@ -160,7 +163,7 @@ def _ask(
 def choose(
     op: str, device: torch.device, dtype: torch.dtype, forced: tuple[str, ...] | None = None, **facts: Any
 ) -> Choice:
-    """The backend for ``op`` on tensors of this device and dtype.
+    """The backend for ``op``, of :data:`ORDER` or :data:`WHOLE`, on tensors of this device and dtype.
 
     ``facts`` are what else may matter: ``kernel_size``, ``stride``, ``stats``, the ``hidden`` units of
     squeeze-and-excite. ``forced`` saves asking the environment again.
@@ -224,9 +227,10 @@ def _resolve(
     op: str, device: torch.device, dtype: torch.dtype, forced: tuple[str, ...], facts: dict[str, Any]
 ) -> Choice:
     automatic = forced in ((), ("auto",))
-    order = ORDER[op] if automatic else forced
-    if not automatic and op not in PRIMITIVES:
-        order = (*forced, *(name for name in ORDER[op] if name not in forced))
+    usual = ORDER.get(op) or WHOLE[op]
+    order = usual if automatic else forced
+    if not automatic and op not in PRIMITIVES and op in ORDER:
+        order = (*forced, *(name for name in usual if name not in forced))
     passed_over: list[tuple[str, str]] = []
     for backend in order:
         ok, reason = _ask(backend, op, device, dtype, facts)

@@ -187,7 +187,7 @@ def test_what_differs_from_the_model_is_not_returned(monkeypatch: pytest.MonkeyP
     from effnet_fast.inference import prepare as module
 
     model, x = make_network("timm-lite"), torch.randn(1, 3, 32, 32)
-    real = module.compile_network
+    real = module._compile
 
     class Wrong:
         def __init__(self, network, dtype) -> None:
@@ -196,7 +196,7 @@ def test_what_differs_from_the_model_is_not_returned(monkeypatch: pytest.MonkeyP
         def run(self, x: Tensor) -> Tensor:
             return change(self.program.run(x))
 
-    monkeypatch.setattr(module, "compile_network", Wrong)
+    monkeypatch.setattr(module, "_compile", Wrong)
     for dtype, factor in [(FP32, 1.001), (BF16, 1.3)]:
         change = lambda y, factor=factor: factor * y  # noqa: E731
         with pytest.raises(EffnetFastError, match="differs from the model's by"):

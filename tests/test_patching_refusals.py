@@ -45,8 +45,8 @@ REFUSED: dict[str, tuple[Callable[[nn.Module], object], str]] = {
         "dilated",
     ),
     "kernel": (
-        lambda m: m.block[1].__setitem__(0, nn.Conv2d(32, 32, 9, padding=4, groups=32, bias=False)),
-        "depthwise kernel .9, 9. is not",
+        lambda m: m.block[1].__setitem__(0, nn.Conv2d(32, 32, (3, 5), padding=(1, 2), groups=32, bias=False)),
+        "depthwise kernel .3, 5. is not square",
     ),
     "grouped": (
         lambda m: m.block[1].__setitem__(0, nn.Conv2d(32, 32, 3, padding=1, groups=4, bias=False)),
@@ -85,6 +85,27 @@ def test_what_the_kernels_do_not_know_runs_eager_and_says_why(how: str) -> None:
             effnet_fast.patch(copy.deepcopy(stock), strict=True)
         if how not in ("extra-layer", "another-convolution"):
             torch.testing.assert_close(patched(x), stock(x))
+
+
+@pytest.mark.parametrize(
+    "facts, reason",
+    [
+        ({"kernel_size": 9, "padding": 4}, "cpu: its depthwise kernels are 3x3, 5x5 and 7x7, not 9"),
+        ({"kernel_size": 3, "padding": 1, "stride": 3}, "cpu: its depthwise strides are 1 and 2, not 3"),
+    ],
+)
+def test_sizes_are_refused_by_the_backends(facts: dict, reason: str) -> None:
+    """No backend but the reference has them, which a block is not left to."""
+    stock, patched, x = pair("torchvision", torch.float32)
+    stencil = nn.Conv2d(32, 32, groups=32, bias=False, **facts)
+    for block in (stock, patched):
+        block.block[1][0] = stencil
+        block.use_res_connect = facts.get("stride", 1) == 1
+        block.eval()
+    (row,) = effnet_fast.report(patched).rows
+    assert row.state == "eager" and reason in row.reason, row.reason
+    with torch.no_grad():
+        torch.testing.assert_close(patched(x), stock(x))
 
 
 def test_hooks_inside_are_called_and_hooks_on_the_block_too() -> None:

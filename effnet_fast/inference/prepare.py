@@ -9,11 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from .. import dispatch
-from ..backend import native
-from ..backend.cpu import engine
 from ..backend.network import Network
 from ..backend.reference.network import ReferenceProgram
-from ..errors import BackendError, EffnetFastError, UnsupportedBlockError
+from ..errors import EffnetFastError, UnsupportedBlockError
 from ..patching import libraries, patch, report
 from ..patching.registry import candidates
 from ..system import advice
@@ -80,7 +78,7 @@ def optimize(model: nn.Module, example: Example, *, dtype: torch.dtype | None = 
     if found is None or channels is None:
         optimized = _patched_copy(model, dtype)
     else:
-        program = compile_network(found.network, dtype)
+        program = _compile(found.network, dtype)
         runs = "PyTorch's convolutions" if isinstance(program, ReferenceProgram) else "native code"
         kind = f"{type(model).__name__}, {len(found.network.blocks)} blocks, {str(dtype)[6:]}, {runs}"
         keep_dims, tail = found[1:]
@@ -112,23 +110,14 @@ def _images(model: nn.Module, example: Example) -> Tensor:
     return torch.randn(tuple(example), generator=generator, dtype=torch.float32, device="cpu").to(dtype)
 
 
-def compile_network(network: Network, dtype: torch.dtype) -> Program:
+def _compile(network: Network, dtype: torch.dtype) -> Program:
     """The native program where its library is built, else PyTorch's convolutions; ``use_backend`` decides as for ops.
 
     Raises:
         BackendError: the backends chosen by the user cannot run it.
     """
-    chosen = dispatch.forced_backends() if dispatch.chosen_by_user() else ("cpu", "reference")
-    reasons = []
-    for backend in chosen:
-        if backend == "reference":
-            return ReferenceProgram(network, dtype)
-        built, reason = native.available("_ops") if backend == "cpu" else (False, "it runs no whole networks")
-        if built:
-            return engine.compile_network(network, dtype)
-        dispatch.logger.info("optimize: not %s (%s)", backend, reason)
-        reasons.append(f"{backend}: {reason}")
-    raise BackendError(f"optimize: no backend can run the network: {'; '.join(reasons)}")
+    choice = dispatch.choose("compile_network", torch.device("cpu"), dtype)
+    return choice.function(network, dtype)  # type: ignore[no-any-return]
 
 
 def _patched_copy(model: nn.Module, dtype: torch.dtype) -> PatchedCopy:

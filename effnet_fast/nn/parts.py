@@ -173,8 +173,8 @@ def check_parts(parts: MBConvParts) -> None:
         if part is not None:
             check_conv_bn(name, part)
     stride = parts.depthwise.conv.stride
-    if stride[0] != stride[1] or stride[0] not in (1, 2):
-        raise UnsupportedBlockError(f"depthwise stride {tuple(stride)} is not 1 or 2")
+    if stride[0] != stride[1]:
+        raise UnsupportedBlockError(f"depthwise strides {tuple(stride)} are two")
     for name in ("expand", "project"):
         part = getattr(parts, name)
         if part is not None:

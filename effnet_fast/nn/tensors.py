@@ -12,7 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ShardedWeightError, UnsupportedBlockError
-from ..types import KERNEL_SIZES
+from ..ops.mbconv_types import DEPTHWISE as DEPTHWISE
+from ..ops.mbconv_types import EXPAND as EXPAND
+from ..ops.mbconv_types import PROJECT as PROJECT
+from ..ops.mbconv_types import SE as SE
 from .parts import ConvBN, ConvLayerParts, MBConvParts
 
 
@@ -59,9 +62,6 @@ _NOWHERE: dict[str, Any] = {"": None}
 _PLAIN = {nn.Parameter, Tensor, type(None)}
 _BATCH_NORM = ("weight", "bias", "running_mean", "running_var")
 
-#: Places of the convolutions' weights in the flat list of a block, in :func:`of_block`'s order.
-EXPAND, DEPTHWISE, PROJECT, SE = 0, 5, 10, 15
-
 
 def of(parts: MBConvParts | ConvLayerParts) -> list[Tensor | None]:
     """:func:`of_block` or :func:`of_layer`."""
@@ -92,8 +92,8 @@ def _check_block(parts: MBConvParts, tensors: list[Tensor | None], shapes: list[
     first, stencil, project = shapes[EXPAND], shapes[DEPTHWISE], shapes[PROJECT]
     if parts.depthwise.conv.groups != stencil[0] or stencil[1] != 1:
         raise UnsupportedBlockError("the depthwise convolution has a channel multiplier or wider groups")
-    if len(stencil) != 4 or stencil[2] != stencil[3] or stencil[2] not in KERNEL_SIZES:
-        raise UnsupportedBlockError(f"depthwise kernel {tuple(stencil[2:])} is not 3x3, 5x5 or 7x7")
+    if len(stencil) != 4 or stencil[2] != stencil[3]:
+        raise UnsupportedBlockError(f"depthwise kernel {tuple(stencil[2:])} is not square")
     if parts.padded_kernel not in (0, stencil[2]):
         raise UnsupportedBlockError(f"it pads for a kernel of {parts.padded_kernel}, which is {stencil[2]}")
     channels, inputs = stencil[0], stencil[0]
