@@ -23,6 +23,23 @@ def torchvision() -> nn.Module:
     return library.EfficientNet(blocks, 0.1, stochastic_depth_prob=0.3, num_classes=5, last_channel=32)
 
 
+def mobilenet_v2() -> nn.Module:
+    library = pytest.importorskip("torchvision.models.mobilenetv2")
+    blocks = [[1, 8, 1, 1], [3, 12, 2, 2]]
+    return library.MobileNetV2(
+        5, width_mult=0.25, inverted_residual_setting=blocks, round_nearest=4, dropout=0.1
+    )
+
+
+def mobilenet_v3() -> nn.Module:
+    library = pytest.importorskip("torchvision.models.mobilenetv3")
+    blocks = [
+        library.InvertedResidualConfig(8, kernel, expanded, 8, act == "HS", act, stride, 1, 1.0)
+        for kernel, expanded, act, stride in [(3, 8, "RE", 1), (5, 24, "HS", 2), (3, 24, "RE", 1)]
+    ]
+    return library.MobileNetV3(blocks, 16, num_classes=5, dropout=0.1)
+
+
 def _timm(arch: list[list[str]], **options: object) -> nn.Module:
     models = pytest.importorskip("timm.models.efficientnet")
     builder = pytest.importorskip("timm.models._efficientnet_builder")
@@ -71,7 +88,10 @@ def efficientnet_lite_pytorch() -> nn.Module:
 
 TINY: dict[str, Callable[[], nn.Module]] = {
     f.__name__: f
-    for f in (own, torchvision, timm, timm_lite, efficientnet_pytorch, efficientnet_lite_pytorch)
+    for f in (
+        *(own, torchvision, mobilenet_v2, mobilenet_v3, timm, timm_lite),
+        *(efficientnet_pytorch, efficientnet_lite_pytorch),
+    )
 }
 
 
