@@ -152,15 +152,27 @@ def test_timm_averages_and_freezes() -> None:
 # --- torchvision ---
 
 
-def _extract(model: nn.Module) -> nn.Module:
+def _extract(model: nn.Module, leaves: list[type[nn.Module]] | None = None) -> nn.Module:
     library = pytest.importorskip("torchvision.models.feature_extraction")
-    return library.create_feature_extractor(model, {"features.3": "low", "features.12": "high"})
+    options = None if leaves is None else {"leaf_modules": leaves}
+    nodes = {"features.3": "low", "features.12": "high"}
+    return library.create_feature_extractor(model, nodes, tracer_kwargs=options)
 
 
+@pytest.mark.parametrize("whole", [False, True])
 @pytest.mark.parametrize("first", [effnet_fast.patch, lambda model: model], ids=["patched", "stock"])
-def test_torchvision_feature_extractor(first: Callable[[nn.Module], nn.Module]) -> None:
-    """It records the plain modules, so that nothing in it runs fused, but is right."""
-    extractor, stock = _extract(first(make("mobilenet_v2")).eval()), _extract(make("mobilenet_v2").eval())
+def test_torchvision_feature_extractor(first: Callable[[nn.Module], nn.Module], whole: bool) -> None:
+    """It records the plain modules, so that no block in it runs fused unless it is told to leave them whole."""
+    stock = make("mobilenet_v2").eval()
+    block_class = type(stock.features[1])
+    extractor = _extract(first(make("mobilenet_v2")).eval(), [block_class] if whole else None)
+    if whole:
+        effnet_fast.patch(extractor)
+    called = [
+        extractor.get_submodule(node.target) for node in extractor.graph.nodes if node.op == "call_module"
+    ]
+    assert sum(module._get_name() == "InvertedResidual[effnet_fast]" for module in called) == 12 * whole
+    stock = _extract(stock)
     x = torch.randn(X)
     with torch.no_grad():
         got, wanted = extractor(x), stock(x)
