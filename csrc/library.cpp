@@ -59,8 +59,6 @@ STABLE_TORCH_LIBRARY(effnet_fast_native, m) {
   // A compiled network (csrc/cpu/engine/program.h): bytes of workspace, number of steps and shape of `out` for one
   // input shape; and the network itself. `times` receives the clock, in ns, before the first step and after each, with
   // the kind of step in the highest byte.
-  // network_check refuses what is no program of this version.
-  m.def("network_check(Tensor program) -> ()");
   m.def("network_plan(Tensor program, int batch, int height, int width) -> int[]");
   m.def(
       "network_run(Tensor x, Tensor program, Tensor weights, Tensor(a!) workspace, Tensor(b!) out, "

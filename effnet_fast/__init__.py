@@ -20,7 +20,7 @@ from .system import source_tree  # isort: split
 from . import models, nn, ops
 from .dispatch import backends, use_backend
 from .errors import BackendError, CheckpointError, EffnetFastError, UnknownModelError, UnsupportedBlockError
-from .inference import optimize
+from .inference import load, optimize, save
 from .models import (
     b0,
     b1,
@@ -59,6 +59,7 @@ __all__ = [
     "create",
     "efficientnet",
     "list_models",
+    "load",
     "models",
     "nn",
     "ops",
@@ -66,6 +67,7 @@ __all__ = [
     "patch",
     "register_block",
     "report",
+    "save",
     "unpatch",
     "use_backend",
 ]

@@ -78,7 +78,7 @@ def test_what_cannot_run() -> None:
 
 @pytest.mark.parametrize("wrong", [-1, 1 << 19, 1 << 62])
 def test_no_number_of_a_program_is_trusted(wrong: int) -> None:
-    """A program comes from a file: whatever its numbers say, it is refused or reads its own weights only."""
+    """Programs are tensors that anybody may hand over: whatever its numbers say, it is refused or reads its own weights only."""
     torch.manual_seed(0)
     blocks = [block(8, 8), block(8, 12, ratio=1, se=False, same=True, stride=2)]
     program = compile_network(network(blocks, conv(8, 3, 3, padding="same")), torch.float32)
@@ -99,9 +99,9 @@ def test_no_number_of_a_program_is_trusted(wrong: int) -> None:
     assert all("effnet_fast.network_" in message for message in refused)
     for count in range(len(records)):
         with pytest.raises(RuntimeError, match="program: expected what network_compile made"):
-            ops.network_check(records[:count])
+            ops.network_plan(records[:count], 1, 6, 6)
     with pytest.raises(RuntimeError, match="program: expected what network_compile made"):
-        ops.network_check(torch.cat((records, records[-1:])))
+        ops.network_plan(torch.cat((records, records[-1:])), 1, 6, 6)
 
 
 def test_descriptions_are_checked() -> None:

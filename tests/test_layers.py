@@ -69,8 +69,10 @@ PYTHON_FLOORS = (
     ("nn",),
     ("system",),
     ("patching",),
-    ("models", "inference"),
-    ("data", "bench"),
+    ("models",),
+    ("data",),
+    ("inference",),
+    ("bench",),
     ("cli",),
 )
 #: What it is all imported through.

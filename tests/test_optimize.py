@@ -184,19 +184,21 @@ def test_deep_copies_share_and_the_rest_is_refused() -> None:
 
 
 def test_what_differs_from_the_model_is_not_returned(monkeypatch: pytest.MonkeyPatch) -> None:
-    from effnet_fast.inference import prepare as module
+    from effnet_fast.inference import module
 
     model, x = make_network("timm-lite"), torch.randn(1, 3, 32, 32)
-    real = module._compile
+    real = module.program_of
 
     class Wrong:
-        def __init__(self, network, dtype) -> None:
-            self.program = real(network, dtype)
+        backend = "cpu"
+
+        def __init__(self, folded) -> None:
+            self.program = real(folded)
 
         def run(self, x: Tensor) -> Tensor:
             return change(self.program.run(x))
 
-    monkeypatch.setattr(module, "_compile", Wrong)
+    monkeypatch.setattr(module, "program_of", Wrong)
     for dtype, factor in [(FP32, 1.001), (BF16, 1.3)]:
         change = lambda y, factor=factor: factor * y  # noqa: E731
         with pytest.raises(EffnetFastError, match="differs from the model's by"):

@@ -26,6 +26,7 @@ from effnet_fast import EffnetFastError, use_backend
 from effnet_fast.backend import native
 from effnet_fast.backend.cpu import engine
 from effnet_fast.backend.network import Block, Conv, Network, SqueezeExcite
+from effnet_fast.inference import module
 
 FP32, BF16 = torch.float32, torch.bfloat16
 SHAPE = (1, 3, 32, 32)
@@ -96,7 +97,8 @@ def test_workers_of_ray() -> None:
     x = torch.randn(2, 3, 32, 32)
     ray.init(num_cpus=1, include_dashboard=False)
     try:
-        assert torch.equal(ray.get(ray.remote(optimized.forward).remote(x)), optimized(x))
+        call = ray.remote(lambda model, x: model(x))
+        assert torch.equal(ray.get(call.remote(ray.put(optimized), x)), optimized(x))
     finally:
         ray.shutdown()
 
@@ -116,7 +118,7 @@ def elsewhere(path: object, **environment: str) -> subprocess.CompletedProcess:
 
 @pytest.mark.parametrize("dtype", [FP32, BF16])
 def test_processors_with_other_instructions(dtype: torch.dtype, tmp_path) -> None:
-    """The order of packed weights is the same for all of them."""
+    """What is packed there may be packed in another way, or not at all."""
     ok, reason = native.available("_ops")
     if not ok:
         pytest.skip(reason)
@@ -127,22 +129,24 @@ def test_processors_with_other_instructions(dtype: torch.dtype, tmp_path) -> Non
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) < (1e-4 if dtype == FP32 else 0.05)
     done = elsewhere(path, EFFNET_FAST_DISABLE_NATIVE="1")
-    assert (
-        done.returncode == 1 and "EffnetFastError: optimize: an optimized model of native code" in done.stderr
-    )
+    assert done.returncode == 0 and float(done.stdout) < (1e-4 if dtype == FP32 else 0.05), done.stderr
 
 
-def test_programs_of_other_versions_are_refused() -> None:
-    ok, reason = native.available("_ops")
-    if not ok:
-        pytest.skip(reason)
-    optimized = effnet_fast.optimize(make_network("timm-lite"), SHAPE)
-    program = optimized._program
-    assert isinstance(program, engine.Program)
-    program._records[0] += 1
-    data = pickle.dumps(optimized)
-    with pytest.raises(EffnetFastError, match=r"another version: .*expected .* in format \d+, got format"):
+def test_pickles_of_other_versions_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = pickle.dumps(effnet_fast.optimize(make_network("timm-lite"), SHAPE))
+    monkeypatch.setattr(module, "FORMAT", 2)
+    with pytest.raises(EffnetFastError, match="another version: expected format 2, got 1"):
         pickle.loads(data)
+
+
+def test_what_a_user_hung_on_it_travels() -> None:
+    optimized = effnet_fast.optimize(make_network("timm-lite"), SHAPE)
+    optimized.note, calls = "mine", []  # type: ignore[assignment]
+    other = pickle.loads(pickle.dumps(optimized))
+    assert other.note == "mine" and other.backend == optimized.backend
+    other.register_forward_hook(lambda *_: calls.append(1))
+    other(torch.randn(SHAPE))
+    assert calls == [1]
 
 
 def small_network() -> Network:

@@ -7,7 +7,8 @@ PyTorch's usual layout: packing them for a processor is the engine's business.
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
@@ -56,3 +57,13 @@ class Network(NamedTuple):
     #: After the mean over the image: [classes, C] and [classes]; None: ends with the pooled features [N, C].
     classifier: tuple[Tensor, Tensor] | None
     pool: bool = True  # False: ends with the head's features [N, C, H, W]
+
+
+def mapped(part: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """A network, or a part of one, with other tensors."""
+    if isinstance(part, Tensor):
+        return change(part)
+    if not isinstance(part, tuple):
+        return part
+    parts = [mapped(item, change) for item in part]
+    return type(part)(*parts) if hasattr(part, "_fields") else tuple(parts)

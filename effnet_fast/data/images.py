@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 PILLOW_MISSING = "reading images needs Pillow: pip install pillow"
 
 
+#: Pillow's, by the names that presets have.
+INTERPOLATIONS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
+
+
 class ImageError(EffnetFastError):
     """A file cannot be read as an image."""
 

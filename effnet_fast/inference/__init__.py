@@ -1,5 +1,6 @@
 """Inference with everything prepared once: folded, packed, planned."""
 
+from .file import load, save
 from .prepare import optimize
 
-__all__ = ["optimize"]
+__all__ = ["load", "optimize", "save"]

@@ -28,7 +28,7 @@ from ..patching import libraries
 from ..patching.registry import read_parts
 
 DTYPES = (torch.float32, torch.bfloat16)
-_LINEAR = ("torch.nn.modules.linear.Linear", "timm.layers.linear.Linear")
+LINEAR = ("torch.nn.modules.linear.Linear", "timm.layers.linear.Linear")
 _DROPOUTS = (nn.Identity, nn.Dropout, nn.Dropout2d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 
 
@@ -215,7 +215,7 @@ def _classifier(
     layers = tuple(layer for layer in parts.classifier if type(layer) not in _DROPOUTS)
     if not parts.pool and not parts.keep_dims:
         return None, (nn.Flatten(1), *layers)
-    if not parts.pool or parts.keep_dims or not layers or name_of(layers[0]) not in _LINEAR:
+    if not parts.pool or parts.keep_dims or not layers or name_of(layers[0]) not in LINEAR:
         return None, layers
     first: nn.Linear = layers[0]  # type: ignore[assignment]
     with about(names[first]):

@@ -6,14 +6,18 @@ import copy
 import inspect
 import sys
 from collections.abc import Callable
-from typing import Any, NoReturn, Protocol, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from .. import dispatch
+from ..data.images import Preset
 from ..errors import EffnetFastError
 from ..nn.observed import recorded
 from .extract import DTYPES
+from .folded import FACTS, FORMAT, Folded
+from .program import Program, program_of
 
 Model = TypeVar("Model", bound="Inference")
 
@@ -21,16 +25,6 @@ Model = TypeVar("Model", bound="Inference")
 _NOT_RECORDED = (
     "optimize: an optimized model cannot be traced, scripted or exported; export the model it was made from"
 )
-
-
-class Program(Protocol):
-    """A network made ready to run; safe to be called from several threads at once."""
-
-    #: What runs it.
-    backend: str
-
-    def run(self, x: Tensor) -> Tensor:
-        """Images [N, Cin, H, W], fp32 or bf16, any strides -> logits or features, bf16 if ``x`` is, else fp32."""
 
 
 class Inference(nn.Module):
@@ -133,53 +127,77 @@ def check_input(x: object, channels: int | None) -> None:
 class OptimizedModel(Inference):
     """A whole network as one program.
 
-    It has no parameters and does not train. A deep copy shares the program, which never changes; a pickle takes it
-    along. The ``state_dict`` of a module that holds it has nothing of it; one of its own is refused.
+    It has no parameters and does not train. A deep copy shares the program, which never changes; a pickle takes the
+    folded network along, which is packed at the other end. The ``state_dict`` of a module that holds it has nothing of
+    it; one of its own is refused.
+
+    Args:
+        folded: the network and what belongs to it.
+        program: what runs it; ``None``: it is made.
     """
 
     #: Known to :mod:`effnet_fast.patching` by this: there is nothing in it to patch.
     whole_program = True
 
-    def __init__(
-        self,
-        program: Program,
-        dtype: torch.dtype,
-        channels: int,
-        keep_dims: bool,
-        description: str,
-        facts: dict[str, Any] | None = None,
-    ) -> None:
+    def __init__(self, folded: Folded, program: Program | None = None) -> None:
         super().__init__()
-        self.channels, self.dtype = channels, dtype
-        self._program, self._keep_dims, self._description = program, keep_dims, description
-        self._facts = facts or {}
-        self.__dict__.update(self._facts)
+        self.channels, self.dtype, self.folded = folded.channels, folded.dtype, folded
+        self.__dict__.update(folded.facts)
+        self._program = program or program_of(folded)
         self.eval()
 
     def _infer(self, x: Tensor, **others: Any) -> Tensor:
         if others:
             raise EffnetFastError(
-                f"optimize: an optimized {self._description.split(',')[0]} takes {self.images_name}, got {', '.join(others)} too"
+                f"optimize: an optimized {self.folded.source} takes {self.images_name}, got {', '.join(others)} too"
             )
         # Programs are made for images: of an empty batch only the shape is asked.
-        y = self._program.run(x) if len(x) else self._program.run(x.new_zeros(1, *x.shape[1:]))[:0]
-        return y[:, :, None, None] if self._keep_dims else y
+        return self._program.run(x) if len(x) else self._program.run(x.new_zeros(1, *x.shape[1:]))[:0]
 
     def extra_repr(self) -> str:
-        return self._description
+        runs = "PyTorch's convolutions" if self.backend == "reference" else "native code"
+        tail = ", ".join(type(layer).__name__ for layer in self.folded.tail)
+        kind = (
+            f"{self.folded.source}, {len(self.folded.network.blocks)} blocks, {str(self.dtype)[6:]}, {runs}"
+        )
+        return f"{kind}, then {tail}" if tail else kind
 
     @property
     def backend(self) -> str:
         """What runs the program: ``"cpu"`` or ``"reference"``."""
         return self._program.backend
 
+    @property
+    def preset(self) -> Preset | None:
+        """How photos become its images, where a file told."""
+        return self.folded.preset
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """Names of its outputs, where a file told."""
+        return self.folded.classes
+
     def __copy__(self) -> OptimizedModel:
-        return type(self)(
-            *(self._program, self.dtype, self.channels or 0, self._keep_dims, self._description, self._facts)
-        )
+        return type(self)(self.folded, self._program)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> OptimizedModel:
         return self.__copy__()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_program": self.backend, "_format": FORMAT}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        found = state.pop("_format", None)
+        if found != FORMAT:
+            raise EffnetFastError(
+                f"optimize: an optimized model of another version: expected format {FORMAT}, got {found}; optimize the "
+                "model it was made from again"
+            )
+        wanted = state.pop("_program")
+        super().__setstate__(state)
+        # What the sender chose, where it is there.
+        with dispatch.forcing((wanted, "reference")):
+            self._program = program_of(self.folded)
 
     def state_dict(self, *args: Any, destination: Any = None, **kwargs: Any) -> Any:
         """Nothing, for a module that holds this one and gives a ``destination``.
@@ -254,14 +272,7 @@ def images_name(model: nn.Module) -> str:
     return next(iter(inspect.signature(model.forward).parameters), "x")
 
 
-#: What users read of libraries' models.
-_FACTS = (
-    *("config", "default_cfg", "pretrained_cfg", "num_classes", "num_features", "head_hidden_size"),
-    *("in_chans", "feature_info"),
-)
-
-
 def facts_of(model: nn.Module) -> dict[str, Any]:
     """The attributes of a model that the optimized one has too, copied; and how the images are called."""
-    found = {name: vars(model)[name] for name in _FACTS if name in vars(model)}
+    found = {name: vars(model)[name] for name in FACTS if name in vars(model)}
     return copy.deepcopy(found) | {"images_name": images_name(model)}

@@ -8,17 +8,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .. import dispatch
-from ..backend.network import Network
-from ..backend.reference.network import ReferenceProgram
 from ..errors import EffnetFastError, UnsupportedBlockError
 from ..patching import libraries, patch, report
 from ..patching.registry import candidates
 from ..system import advice
 from . import check
-from .continued import Continued
 from .extract import DTYPES, check_model, extract, is_known
-from .module import Inference, OptimizedModel, PatchedCopy, Program, check_input, facts_of
+from .folded import Folded
+from .module import Inference, OptimizedModel, PatchedCopy, check_input, facts_of
 
 Example = Tensor | Sequence[int]
 
@@ -78,16 +75,10 @@ def optimize(model: nn.Module, example: Example, *, dtype: torch.dtype | None = 
     if found is None or channels is None:
         optimized = _patched_copy(model, dtype)
     else:
-        program = _compile(found.network, dtype)
-        runs = "PyTorch's convolutions" if isinstance(program, ReferenceProgram) else "native code"
-        kind = f"{type(model).__name__}, {len(found.network.blocks)} blocks, {str(dtype)[6:]}, {runs}"
-        keep_dims, tail = found[1:]
-        # The program has weights of its own: the folded ones are not needed while the check runs.
-        del found
-        if tail:
-            program = Continued(program, keep_dims, tail, dtype)
-            kind, keep_dims = f"{kind}, then {program}", False
-        optimized = OptimizedModel(program, dtype, channels, keep_dims, kind, facts_of(model))
+        network, keep_dims, tail = found
+        tail = copy.deepcopy(tail)
+        folded = Folded(network, dtype, keep_dims, type(model).__name__, tail, facts_of(model))
+        optimized = OptimizedModel(folded)
     check.verify(expected, optimized)
     with torch.no_grad():
         optimized(images)
@@ -108,16 +99,6 @@ def _images(model: nn.Module, example: Example) -> Tensor:
     dtype = next((p.dtype for p in model.parameters() if p.dtype in DTYPES), torch.float32)
     generator = torch.Generator("cpu").manual_seed(0)
     return torch.randn(tuple(example), generator=generator, dtype=torch.float32, device="cpu").to(dtype)
-
-
-def _compile(network: Network, dtype: torch.dtype) -> Program:
-    """The native program where its library is built, else PyTorch's convolutions; ``use_backend`` decides as for ops.
-
-    Raises:
-        BackendError: the backends chosen by the user cannot run it.
-    """
-    choice = dispatch.choose("compile_network", torch.device("cpu"), dtype)
-    return choice.function(network, dtype)  # type: ignore[no-any-return]
 
 
 def _patched_copy(model: nn.Module, dtype: torch.dtype) -> PatchedCopy:

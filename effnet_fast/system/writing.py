@@ -49,15 +49,25 @@ def replacing(path: Path, command: str) -> Iterator[TextIO]:
     Raises:
         EffnetFastError: it cannot be written; the sentence begins with ``command``.
     """
+    with replaced_by(path, command) as partial, partial.open("w", newline="") as file:
+        yield file
+
+
+@contextmanager
+def replaced_by(path: Path, command: str) -> Iterator[Path]:
+    """The name of a file to be written, which takes the place of ``path`` when that is done.
+
+    Raises:
+        EffnetFastError: it cannot be written; the sentence begins with ``command``.
+    """
     with telling(path, command):
         # Nothing may take the place of /dev/stdout.
         if _is_special(path):
-            with path.open("w", newline="") as file:
-                yield file
+            yield path
             return
         # A link stays, and leads to the new file.
-        with whole_file.replacing(path.resolve()) as partial, partial.open("w", newline="") as file:
-            yield file
+        with whole_file.replacing(path.resolve()) as partial:
+            yield partial
 
 
 def _is_special(path: Path) -> bool:

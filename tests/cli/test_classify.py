@@ -96,7 +96,7 @@ def test_where_no_image_can_be_read_nothing_is_loaded(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(cli.classify, "_load", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(cli.network, "load", lambda *_: pytest.fail("the model was loaded"))
     broken = tmp_path / "broken.png"
     broken.write_bytes(photo.read_bytes()[:200])
     assert_refused(command("classify", broken, "--weights", checkpoint), str(broken), "cannot be read")
@@ -138,3 +138,47 @@ def test_summary_gives_each_reason_once() -> None:
         *[ReportRow(n, "B", "eager", "", "a hook") for n in "bc"],
     ]
     assert summary(Report(rows)) == "1 of 3 blocks fused (cpu); 2 eager: a hook"
+
+
+def test_optimize_writes_what_classify_reads(
+    command: Callable[..., Result], photo: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("safetensors")
+    names, path = tmp_path / "names.txt", tmp_path / "five.effnet"
+    names.write_text("ant\nbee\ncat\ndog\nelk\n")
+    given = ("--weights", checkpoint, "--labels", names)
+    code, out, err = command("optimize", *given, "--dtype", "bf16", "-o", path)
+    assert (code, err) == (0, "") and str(path) in out and "16 blocks, bfloat16" in out
+    direct = ("classify", photo, *given, "--dtype", "bf16", "--device", "cpu", "--json")
+    wanted, got = (
+        json.loads(command(*line)[1])
+        for line in (direct, ("classify", photo, "--model", path, "--device", "cpu", "--json"))
+    )
+    assert got["results"] == wanted["results"] and got["dtype"] == "bf16" and got["runs"] == wanted["runs"]
+    fp32 = json.loads(
+        command("classify", photo, "--model", path, "--device", "cpu", "--dtype", "fp32", "--json")[1]
+    )
+    assert fp32["dtype"] == "fp32" and fp32["results"] != got["results"]
+    assert {p["label"] for p in fp32["results"][0]["predictions"]} <= {"ant", "bee", "cat", "dog", "elk"}
+    told = json.loads(command("optimize", *given, "-o", path, "--json")[1])
+    assert told["bytes"] == path.stat().st_size and told["dtype"] == "fp32"
+
+
+def test_files_of_optimized_models_that_do_not_fit(
+    command: Callable[..., Result], photo: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("safetensors")
+    bare, names = tmp_path / "bare.effnet", tmp_path / "names.txt"
+    model = effnet_fast.b0(num_classes=5, weights=checkpoint).eval()
+    effnet_fast.save(effnet_fast.optimize(model, (1, 3, 32, 32)), bare)
+    names.write_text("ant\n")
+    use = ("classify", photo, "--device", "cpu", "--model")
+    assert_refused(command(*use, bare), "bare.effnet does not say how photos become images")
+    assert_refused(command(*use, tmp_path / "absent.effnet"), "load: ", "absent.effnet cannot be read")
+    assert_refused(command(*use, bare, "--weights", checkpoint), "has its weights")
+    assert_refused(command(*use, bare, "--dtype", "fp16"), "expected --dtype fp32 or bf16")
+    assert_refused(command("optimize", "-o", tmp_path / "x.effnet"), "optimize: --weights is missing")
+    given = ("optimize", "--weights", checkpoint)
+    assert_refused(command(*given, "--labels", names, "-o", tmp_path / "x.effnet"), "1 names, expected 5")
+    assert_refused(command(*given, "-o", tmp_path), "optimize: cannot write")
+    assert not (tmp_path / "x.effnet").exists()

@@ -20,8 +20,6 @@ Program check_program(const char* op, const Tensor& program) {
   return checked;
 }
 
-void network_check(const Tensor& program) { check_program("network_check", program); }
-
 NetworkCall describe(int64_t batch, int64_t height, int64_t width) {
   NetworkCall call{};
   call.batch = batch, call.height = height, call.width = width;
@@ -88,7 +86,6 @@ void prefer_huge_pages_of(Tensor memory) {
 }  // namespace effnet::cpu
 
 STABLE_TORCH_LIBRARY_IMPL(effnet_fast_native, CPU, m) {
-  m.impl("network_check", TORCH_BOX(&effnet::cpu::network_check));
   m.impl("network_plan", TORCH_BOX(&effnet::cpu::network_plan));
   m.impl("prefer_huge_pages", TORCH_BOX(&effnet::cpu::prefer_huge_pages_of));
   m.impl("network_run", TORCH_BOX(&effnet::cpu::network_run));

@@ -97,10 +97,6 @@ class Program:
         self._workspaces: list[Tensor] = []
         self._lock = threading.Lock()
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        # The weights' order is the same on every processor; plans, workspaces and locks are made where it runs.
-        return _restore, (self._records, self._weights, self._channels)
-
     def run(self, x: Tensor) -> Tensor:
         """Logits [N, classes], pooled features [N, C] or features [N, C, H, W] (channels_last).
 
@@ -169,25 +165,6 @@ class Program:
             if self._workspaces:
                 self._workspaces.pop()
         return _huge_pages(size)
-
-
-def _restore(records: Tensor, weights: Tensor, channels: int) -> Program:
-    """A program that was pickled.
-
-    Raises:
-        EffnetFastError: it is of another version, or its kernels are missing here.
-    """
-    available, reason = native.available("_ops")
-    if not available:
-        raise EffnetFastError(f"optimize: an optimized model of native code, which is missing here: {reason}")
-    try:
-        native.ops().network_check(records)
-    except RuntimeError as error:
-        raise EffnetFastError(
-            f"optimize: an optimized model of another version: {_refusal(error)}; "
-            "optimize the model it was made from again"
-        ) from None
-    return Program(records, _huge_pages(weights.numel()).copy_(weights), channels)
 
 
 def _refusal(error: RuntimeError) -> str | None:

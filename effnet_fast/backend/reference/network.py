@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from ...types import same_padding
-from ..network import Block, Conv, Network
+from ..network import Block, Conv, Network, mapped
 from .activations import activation
 
 
@@ -31,7 +29,7 @@ class ReferenceProgram:
 
     def __init__(self, network: Network, dtype: torch.dtype) -> None:
         self.dtype = dtype
-        self._network: Network = _cast(network, dtype)
+        self._network: Network = mapped(network, lambda t: _cast(t, dtype))
 
     def run(self, x: Tensor) -> Tensor:
         """Logits, pooled features or features of images [N, Cin, H, W], in fp32; in bf16 if ``x`` is; else in fp64."""
@@ -52,15 +50,9 @@ class ReferenceProgram:
             return x.to(out)
 
 
-def _cast(part: Any, dtype: torch.dtype) -> Any:
-    """A copy of nested tuples with their tensors in ``dtype``, images and filters channels_last."""
-    if isinstance(part, Tensor):
-        layout = torch.channels_last if part.dim() == 4 else torch.contiguous_format
-        return part.to(dtype, memory_format=layout)
-    if not isinstance(part, tuple):
-        return part
-    parts = [_cast(item, dtype) for item in part]
-    return type(part)(*parts) if hasattr(part, "_fields") else tuple(parts)
+def _cast(t: Tensor, dtype: torch.dtype) -> Tensor:
+    """In ``dtype``, images and filters channels_last."""
+    return t.to(dtype, memory_format=torch.channels_last if t.dim() == 4 else torch.contiguous_format)
 
 
 def _conv(x: Tensor, conv: Conv) -> Tensor:
