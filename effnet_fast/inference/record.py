@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..backend.network import Block, Conv, Network, SqueezeExcite
 from ..backend.reference.activations import ACTIVATIONS
 from ..data.images import INTERPOLATIONS, Preset
+from ..nn import mbconv
 from ..nn.exact import name_of
 from ..nn.parts import activation_name, conv_padding
 from .extract import LINEAR
@@ -24,12 +25,8 @@ _LARGEST = 64
 _LAYERS: dict[str, Callable[[], nn.Module]] = {
     "flatten": nn.Flatten,
     "none": nn.Identity,
-    "silu": nn.SiLU,
-    "relu": nn.ReLU,
-    "relu6": nn.ReLU6,
-    "hardswish": nn.Hardswish,
-    "sigmoid": nn.Sigmoid,
-    "hardsigmoid": nn.Hardsigmoid,
+    **mbconv.ACTIVATIONS,
+    **mbconv.GATES,
 }
 
 
