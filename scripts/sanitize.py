@@ -49,7 +49,10 @@ TESTS = {
         *(
             "tests/sanitized",
             "tests/test_cpu_kernels.py",
+            "tests/test_cpu_depthwise.py",
             "tests/test_cpu_training.py",
+            "tests/test_cpu_convolution_training.py",
+            "tests/test_cpu_norm_training.py",
             "tests/test_cpu_engine.py",
         ),
         *(

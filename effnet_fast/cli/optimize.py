@@ -46,7 +46,9 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
         advance()
         # All of these networks run whole, and end in their classes.
         assert isinstance(fast, OptimizedModel)
-        classes = labels_for(fast(torch.zeros(shape)).shape[1], arguments.labels)
+        classes = labels_for(
+            fast(torch.zeros(shape, dtype=torch.float32, device="cpu")).shape[1], arguments.labels
+        )
         effnet_fast.save(fast, path, preset=preset, classes=classes)
         advance()
     size = path.stat().st_size
