@@ -29,7 +29,7 @@ help:
 	@echo "make demo    classify photos with stock and patched networks, side by side"
 	@echo "make test    build for the CPU and every CUDA architecture, lint, run all tests"
 	@echo "make test-min   the tests of what touches torch and Triton with the oldest ones there are kernels for (.venv-min)"
-	@echo "make test-full  make test with what takes hours: every launch of B0 to B7 compiled for every architecture"
+	@echo "make test-full  make test with what takes hours: the launches of B0 to B7 compiled for sm_75, sm_80 and sm_90"
 	@echo "make fuzz    random operations and models for half an hour (FUZZ_SECONDS)"
 	@echo "make sanitize  the CPU kernels under address, undefined-behaviour and thread sanitizers"
 	@echo "make build   the native libraries only (CUDA needs nvcc; .venv gets one from PyPI if there is none)"

@@ -47,6 +47,8 @@ def losses(output: Path) -> list[float]:
     return [float(row["loss"]) for row in rows]
 
 
+# Three minutes; resuming two processes is in make test.
+@pytest.mark.full
 def test_killed_and_resumed_is_the_uninterrupted_curve(tmp_path: Path) -> None:
     """Killed in the middle of an epoch of 93 steps."""
     whole, broken = tmp_path / "whole", tmp_path / "broken"

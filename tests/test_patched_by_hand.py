@@ -187,7 +187,7 @@ def test_optimize_refuses_sequentials_with_a_forward_of_their_own(what: str) -> 
 
 
 def test_optimize_runs_a_classifier_with_a_forward_of_its_own() -> None:
-    model, x = make_network("torchvision"), torch.randn(2, 3, 32, 32)
+    model, x = make_network("torchvision"), torch.randn(16, 3, 32, 32)
     model.classifier = Doubled(*model.classifier).eval()
     with torch.no_grad():
         truth = copy.deepcopy(model).double()(x.double())
