@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from cpu_cases import DTYPES, affine, assert_statistics, bn_grad, compare, image, norm
+from cpu_cases import DTYPES, EDGES, affine, assert_statistics, bn_grad, compare, image, norm
 
 from effnet_fast.backend import native
 from effnet_fast.backend.reference.activations import ACTIVATIONS
@@ -55,16 +55,9 @@ def test_depthwise_backward_on_random_shapes(isa: str, block: int) -> None:
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("k", [3, 5, 7])
 @pytest.mark.parametrize(
-    ("shape", "padding"),
-    [
-        ((1, 17, 1, 1), (9, 9, 9, 9)),
-        ((2, 5, 2, 3), (0, 12, 12, 0)),
-        ((1, 32, 40, 3), (3, 3, 3, 3)),
-        ((1, 32, 3, 40), (3, 3, 3, 3)),
-        ((1, 3, 7, 7), (0, 0, 0, 0)),
-        ((4, 33, 31, 8), (1, 2, 2, 1)),
-    ],
-    ids=["pixel-in-wide-padding", "padding-on-one-side", "tall", "wide", "kernel-sized", "several-bands"],
+    "shape, padding",
+    [*EDGES.values(), ((4, 33, 31, 8), (1, 2, 2, 1))],
+    ids=[*EDGES, "several-bands"],
 )
 def test_depthwise_backward_where_padding_meets_size(
     shape: tuple[int, int, int, int], padding: tuple[int, int, int, int], k: int, stride: int

@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 import torch.nn.functional as F
-from cpu_cases import DTYPES, affine, double, image
+from cpu_cases import DTYPES, EDGES, affine, double, image
 from torch import Tensor
 
 from effnet_fast.backend import cpu, native, reference
@@ -94,17 +94,7 @@ def test_depthwise_on_random_shapes(isa: str, block: int) -> None:
 
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("k", [3, 5, 7])
-@pytest.mark.parametrize(
-    ("shape", "padding"),
-    [
-        ((1, 17, 1, 1), (9, 9, 9, 9)),
-        ((2, 5, 2, 3), (0, 12, 12, 0)),
-        ((1, 32, 40, 3), (3, 3, 3, 3)),
-        ((1, 32, 3, 40), (3, 3, 3, 3)),
-        ((1, 3, 7, 7), (0, 0, 0, 0)),
-    ],
-    ids=["pixel-in-wide-padding", "padding-on-one-side", "tall", "wide", "kernel-sized"],
-)
+@pytest.mark.parametrize("shape, padding", EDGES.values(), ids=EDGES)
 def test_depthwise_where_padding_meets_size(
     shape: tuple[int, int, int, int], padding: tuple[int, int, int, int], k: int, stride: int
 ) -> None:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import torch
-
 import effnet_fast
 
 from ..data import images
 from ..data.labels import labels_for
+from ..inference.file import outputs
 from ..inference.module import OptimizedModel
 from ..system.writing import check_file
 from . import network, options
@@ -46,9 +45,7 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
         advance()
         # All of these networks run whole, and end in their classes.
         assert isinstance(fast, OptimizedModel)
-        classes = labels_for(
-            fast(torch.zeros(shape, dtype=torch.float32, device="cpu")).shape[1], arguments.labels
-        )
+        classes = labels_for(outputs(fast.folded), arguments.labels)
         effnet_fast.save(fast, path, preset=preset, classes=classes)
         advance()
     size = path.stat().st_size

@@ -57,7 +57,8 @@ def save(
     folded = folded._replace(
         preset=preset or folded.preset, classes=folded.classes if classes is None else tuple(classes)
     )
-    _check_classes(folded, "save")
+    if folded.classes is not None:
+        _check_classes(folded.classes, outputs(folded), "save")
     tensors: dict[str, Tensor] = {}
     try:
         record = encode(folded, tensors)
@@ -96,43 +97,41 @@ def load(
     tensors, record = _read(Path(path))
     try:
         folded = decode(record, tensors)
-        _check_graph(folded)
-        _check_classes(folded, "load")
+        found = _checked_outputs(folded)
+        if folded.classes is not None:
+            _check_classes(folded.classes, found, "load")
         return OptimizedModel(folded if dtype is None else folded._replace(dtype=dtype))
     except (DamageError, UnsupportedBlockError) as error:
         raise EffnetFastError(f"load: {path} is damaged: {error}") from None
 
 
-def _check_graph(folded: Folded) -> None:
-    """That every layer takes what the one before it gives: on tensors without memory, because not every backend looks.
+def _checked_outputs(folded: Folded) -> int:
+    """:func:`outputs`, which shows that every layer takes what the one before it gives: on tensors without memory, because not every backend looks.
 
     Raises:
         DamageError: one does not; the text is PyTorch's.
     """
     try:
-        _outputs(folded)
+        return outputs(folded)
     except (RuntimeError, ValueError) as error:
         raise DamageError(f"its layers do not fit: {error}"[:300]) from None
 
 
-def _check_classes(folded: Folded, op: str) -> None:
+def _check_classes(classes: tuple[str, ...], expected: int, op: str) -> None:
     """As many names as outputs.
 
     Raises:
         EffnetFastError: another number, or names that are no text.
     """
-    if folded.classes is None:
-        return
-    if not all(isinstance(name, str) for name in folded.classes):
-        raise EffnetFastError(f"{op}: classes: expected names, got {folded.classes!r}"[:300])
-    outputs = _outputs(folded)
-    if len(folded.classes) != outputs:
+    if not all(isinstance(name, str) for name in classes):
+        raise EffnetFastError(f"{op}: classes: expected names, got {classes!r}"[:300])
+    if len(classes) != expected:
         raise EffnetFastError(
-            f"{op}: classes: expected {outputs} names, as many as outputs, got {len(folded.classes)}"
+            f"{op}: classes: expected {expected} names, as many as outputs, got {len(classes)}"
         )
 
 
-def _outputs(folded: Folded) -> int:
+def outputs(folded: Folded) -> int:
     """How many outputs an image has, found without computing them."""
     network = mapped(folded.network, lambda t: t.to("meta"))
     tail = nn.Sequential(*copy.deepcopy(folded.tail)).to("meta")
@@ -160,16 +159,15 @@ def _read(path: Path) -> tuple[dict[str, Tensor], Any]:
     try:
         with safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get(_KEY)
-            if text is None:
-                raise EffnetFastError(f"load: {path} was not written by effnet_fast.save")
             # Memory of their own: what is mapped changes with the file, and ends the process where the file is cut.
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (no mapping)
-        return tensors, json.loads(text)
+        record = None if text is None else json.loads(text)
     except OSError as error:
         raise EffnetFastError(f"load: {path} cannot be read: {error.strerror or error}") from None
     except (SafetensorError, ValueError, RecursionError) as error:
-        if isinstance(error, EffnetFastError):
-            raise
         raise EffnetFastError(
             f"load: {path} is damaged or no file of effnet_fast.save: {error}"[:300]
         ) from None
+    if text is None:
+        raise EffnetFastError(f"load: {path} was not written by effnet_fast.save")
+    return tensors, record

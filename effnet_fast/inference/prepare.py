@@ -72,7 +72,7 @@ def optimize(model: nn.Module, example: Example, *, dtype: torch.dtype | None = 
     advice.mention_missing_kernels(gpu=False)
     expected = check.expect(model, images, dtype, small=known)
     optimized: Inference
-    if found is None or channels is None:
+    if found is None:
         optimized = _patched_copy(model, dtype)
     else:
         network, keep_dims, tail = found

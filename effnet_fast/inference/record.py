@@ -14,7 +14,7 @@ from ..backend.reference.activations import ACTIVATIONS
 from ..data.images import INTERPOLATIONS, Preset
 from ..nn import mbconv
 from ..nn.exact import name_of
-from ..nn.parts import activation_name, conv_padding
+from ..nn.parts import activation_name, check_pointwise
 from .extract import LINEAR
 from .folded import FACTS, FORMAT, Folded
 
@@ -84,7 +84,10 @@ def _encode_layer(name: str, layer: nn.Module, tensors: dict[str, Tensor]) -> st
     Raises:
         UnsupportedBlockError: it is of none that files hold.
     """
-    kind = "linear" if name_of(layer) in LINEAR else "conv1x1" if _is_conv1x1(layer) else ""
+    kind = "linear" if name_of(layer) in LINEAR else ""
+    if name_of(layer) == "torch.nn.modules.conv.Conv2d" and layer.kernel_size == (1, 1):
+        check_pointwise("its convolution", layer)  # type: ignore[arg-type]
+        kind = "conv1x1"
     if kind:
         weight, bias = layer.weight, layer.bias
         assert isinstance(weight, Tensor)
@@ -95,13 +98,6 @@ def _encode_layer(name: str, layer: nn.Module, tensors: dict[str, Tensor]) -> st
     if type(layer) is nn.Flatten and (layer.start_dim, layer.end_dim) == (1, -1):
         return "flatten"
     return activation_name(layer)
-
-
-def _is_conv1x1(layer: nn.Module) -> bool:
-    if name_of(layer) != "torch.nn.modules.conv.Conv2d":
-        return False
-    conv: nn.Conv2d = layer  # type: ignore[assignment]
-    return conv.kernel_size == conv.stride == (1, 1) and conv.groups == 1 and not any(conv_padding(conv))
 
 
 class DamageError(Exception):
@@ -192,10 +188,13 @@ def _block(fields: _Fields, tensors: dict[str, Tensor]) -> Block:
 
 def _layer(name: str, kind: Any, tensors: dict[str, Tensor]) -> nn.Module:
     if kind in ("linear", "conv1x1"):
-        weight = _tensor(tensors, f"{name}.weight", 2 if kind == "linear" else 4)
-        bias = _tensor(tensors, f"{name}.bias", 1) if f"{name}.bias" in tensors else None
-        if any(size != 1 for size in weight.shape[2:]) or (bias is not None and len(bias) != len(weight)):
-            raise DamageError(f"{name}: expected a 1x1 kernel and as many biases as outputs")
+        rank, bias = 2 if kind == "linear" else 4, None
+        if f"{name}.bias" in tensors:
+            weight, bias = _affine(tensors, f"{name}.weight", f"{name}.bias", rank)
+        else:
+            weight = _tensor(tensors, f"{name}.weight", rank)
+        if any(size != 1 for size in weight.shape[2:]):
+            raise DamageError(f"{name}: expected a 1x1 kernel, got {list(weight.shape)}")
         sizes = weight.shape[1], weight.shape[0]
         # Without memory of its own, which the file's sizes would decide.
         layer: nn.Module

@@ -76,6 +76,17 @@ class ConvLayerParts(NamedTuple):
         return self.layer.conv.weight
 
 
+def layer_outside(layer: ConvBN, padding: Padding | str) -> ConvLayerParts:
+    """A layer that pads as its convolution says; "same" has no kernel there.
+
+    Raises:
+        UnsupportedBlockError: it pads by "same".
+    """
+    if padding == "same":
+        raise UnsupportedBlockError("a layer outside the blocks with SAME padding has no fused kernel")
+    return ConvLayerParts(layer)
+
+
 class NetworkParts(NamedTuple):
     """A network of MBConv blocks, in the order it runs; what comes after the head is for inference."""
 

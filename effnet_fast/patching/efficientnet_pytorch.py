@@ -15,6 +15,7 @@ from ..nn.parts import (
     MBConvParts,
     NetworkParts,
     Padding,
+    RowScale,
     SqueezeExcite,
     about,
     activation_name,
@@ -61,7 +62,7 @@ def parts(block: nn.Module, drop_connect_rate: float | None = None) -> MBConvPar
         squeeze_excite=squeeze_excite,
         residual=residual,
         padding=_padding(depthwise.conv),
-        row_scale=_drop_connect(drop_connect_rate) if drop_connect_rate and block.training else None,
+        row_scale=drop_connect(drop_connect_rate) if drop_connect_rate and block.training else None,
     )
 
 
@@ -134,11 +135,12 @@ def _check_unpadded(conv: nn.Module) -> None:
         raise UnsupportedBlockError("a 1x1 convolution is padded")
 
 
-def _drop_connect(rate: float):  # type: ignore[no-untyped-def]
+def drop_connect(rate: float) -> RowScale:
+    """The library's ``drop_connect``; geffnet has the same."""
     keep = 1 - rate
 
     def draw(x: Tensor) -> Tensor:
-        # The same call as the library's drop_connect, so that seeds match.
+        # The same call as the libraries', so that seeds match.
         noise = torch.rand([x.shape[0], 1, 1, 1], dtype=x.dtype, device=x.device)
         return torch.floor(keep + noise) / keep
 

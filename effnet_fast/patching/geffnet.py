@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import sys
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..errors import UnsupportedBlockError
 from ..nn.exact import name_of
@@ -23,7 +22,9 @@ from ..nn.parts import (
     check_rate,
     children,
     conv_padding,
+    layer_outside,
 )
+from .efficientnet_pytorch import drop_connect
 
 _CONV, _SAME = "torch.nn.modules.conv.Conv2d", "geffnet.conv2d_layers.Conv2dSame"
 _LAYER = "geffnet.efficientnet_builder.ConvBnAct"
@@ -53,7 +54,7 @@ def parts(block: nn.Module) -> MBConvParts | ConvLayerParts:
         squeeze_excite=_squeeze_excite(block.se),
         residual=bool(block.has_residual),
         padding=_padding(depthwise.conv),
-        row_scale=_drop_connect(rate) if block.has_residual and rate > 0 and block.training else None,
+        row_scale=drop_connect(rate) if block.has_residual and rate > 0 and block.training else None,
     )
 
 
@@ -78,9 +79,7 @@ def network(model: nn.Module) -> NetworkParts:
 
 
 def _layer(layer: nn.Module) -> ConvLayerParts:
-    if name_of(layer.conv) == _SAME:
-        raise UnsupportedBlockError("a layer outside the blocks with SAME padding has no fused kernel")
-    return ConvLayerParts(_conv_bn(layer.conv, layer.bn1, layer.act1))
+    return layer_outside(_conv_bn(layer.conv, layer.bn1, layer.act1), _padding(layer.conv))
 
 
 def _conv_bn(conv: nn.Module, bn: nn.Module, act: nn.Module) -> ConvBN:
@@ -108,14 +107,3 @@ def _squeeze_excite(se: nn.Module) -> SqueezeExcite | None:
     if gate is None:
         raise UnsupportedBlockError(f"gate {se.gate_fn} has no fused kernel")
     return SqueezeExcite(se.conv_reduce, se.conv_expand, activation_name(se.act1), gate)
-
-
-def _drop_connect(rate: float):  # type: ignore[no-untyped-def]
-    keep = 1 - rate
-
-    def draw(x: Tensor) -> Tensor:
-        # The same call as the library's drop_connect, so that seeds match.
-        noise = torch.rand((x.shape[0], 1, 1, 1), dtype=x.dtype, device=x.device)
-        return torch.floor(keep + noise) / keep
-
-    return draw

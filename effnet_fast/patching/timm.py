@@ -20,6 +20,7 @@ from ..nn.parts import (
     check_rate,
     children,
     conv_padding,
+    layer_outside,
 )
 from ..ops.declare import constant_result
 
@@ -56,9 +57,7 @@ def _layer(layer: nn.Module) -> ConvLayerParts:
     _check_aliasing(layer)
     if layer.has_skip:
         raise UnsupportedBlockError("a residual connection around one convolution has no fused kernel")
-    if name_of(layer.conv) == _SAME:
-        raise UnsupportedBlockError("a layer outside the blocks with SAME padding has no fused kernel")
-    return ConvLayerParts(_conv_bn(layer.conv, layer.bn1))
+    return layer_outside(_conv_bn(layer.conv, layer.bn1), _padding(layer.conv))
 
 
 def _check_aliasing(block: nn.Module) -> None:

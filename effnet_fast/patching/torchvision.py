@@ -129,7 +129,7 @@ def _mnasnet(model: nn.Module) -> NetworkParts:
             raise UnsupportedBlockError("its stages do not follow each other")
         stem, *separable = in_rows(layers[:at])
         head = in_rows(layers[at + len(stages) :])
-        if not isinstance(stem, ConvBN) or len(head) > 1 or isinstance(head[:1], SqueezeExcite):
+        if len(head) > 1 or not all(isinstance(row, ConvBN) for row in (stem, *head)):
             raise UnsupportedBlockError("they are not stem, separable convolution, stages and head")
         first = [mbconv(separable, False)] if separable else []
     return NetworkParts(

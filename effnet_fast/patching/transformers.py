@@ -16,6 +16,7 @@ from ..nn.parts import (
     check_mean,
     check_plain_convs,
     conv_padding,
+    layer_outside,
 )
 
 _EFFICIENTNET = "transformers.models.efficientnet.modeling_efficientnet.EfficientNet"
@@ -100,10 +101,7 @@ def _mobilenet(block: nn.Module) -> MBConvParts:
 
 
 def _layer(layer: nn.Module) -> ConvLayerParts:
-    found, padding = _conv_bn(layer)
-    if padding == "same":
-        raise UnsupportedBlockError("a layer outside the blocks with SAME padding has no fused kernel")
-    return ConvLayerParts(found)
+    return layer_outside(*_conv_bn(layer))
 
 
 def _conv_bn(layer: nn.Module) -> tuple[ConvBN, Padding | str]:

@@ -15,6 +15,15 @@ from effnet_fast.types import Affine, BatchNormGrad, Norm
 
 DTYPES = (torch.float32, torch.bfloat16)
 
+#: Images and paddings where a stencil's edges meet: name -> shape, padding.
+EDGES = {
+    "pixel-in-wide-padding": ((1, 17, 1, 1), (9, 9, 9, 9)),
+    "padding-on-one-side": ((2, 5, 2, 3), (0, 12, 12, 0)),
+    "tall": ((1, 32, 40, 3), (3, 3, 3, 3)),
+    "wide": ((1, 32, 3, 40), (3, 3, 3, 3)),
+    "kernel-sized": ((1, 3, 7, 7), (0, 0, 0, 0)),
+}
+
 cpu, reference = ByName(cpu_backend), ByName(reference_backend)
 
 
